@@ -1,0 +1,184 @@
+r"""How a state moves: the transition kernels. The library owns them and never calls a scheduler's `step`.
+
+One Gaussian covers DDPM, DDIM(η), Euler ancestral and flow matching; with x_t = α_t x0 + σ_t ε and s the less noisy level,
+
+    τ = 1 − (α_t σ_s / (α_s σ_t))²      std = η σ_s √τ      mean = α_s x0 + √(σ_s² − std²) · eps      p(x_s | x_t) = N(mean, std²).
+
+A kernel's `step` returns the next state and log p − log q of the draw, which is 0 unless a drift changed the proposal. That ratio comes
+from the shift and the noise that was drawn, never as a difference of two log-densities: at 65k dimensions those cancel to noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from .model import Coeffs, Prediction
+
+
+class Draw(Protocol):
+    """A stream of random numbers for a fixed set of rows (`viot.problem.Draw` is the one that belongs to groups)."""
+
+    def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor: ...
+    def uniform(self, shape: tuple[int, ...], device: torch.device) -> Tensor: ...
+
+
+class Kernel(Protocol):
+    """What moves a state. `drifts` says whether `step` takes a drift: whether the proposal has a density."""
+
+    drifts: bool
+
+    def step(
+        self, x_t: Tensor, prediction: Prediction, coeffs: Coeffs, eta: float | Tensor, draw: Draw, drift: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def guess(self, x_t: Tensor, prediction: Prediction, draw: Draw | None = None, n: int = 1) -> Tensor: ...
+
+
+def per_row(value: float | Tensor, like: Tensor) -> Tensor:
+    """A scalar or one value per row, float64, shaped to broadcast against `like` (rows, …)."""
+    value = torch.as_tensor(value, dtype=torch.float64)
+    return value.reshape(value.shape + (1,) * (like.ndim - value.ndim)) if value.ndim else value
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """The Gaussian kernel of the module's formula. `fresh=True` is that of consistency models: mean α_s x0, std σ_s, whatever η."""
+
+    fresh: bool = False
+    drifts = True
+
+    def moments(self, x_t: Tensor, prediction: Prediction, coeffs: Coeffs, eta: float | Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (rows, *event) and standard deviation (broadcastable) of p(x_s | x_t)."""
+        a_t, s_t, a_s, s_s = (per_row(c, x_t) for c in coeffs)
+        x0 = prediction.x0
+        if self.fresh:
+            return a_s.to(x_t) * x0, s_s.to(x_t)
+        eps = prediction.eps if prediction.eps is not None else (x_t - a_t.to(x_t) * x0) / s_t.to(x_t)
+        tau = (1 - (a_t * s_s / (a_s * s_t)) ** 2).clamp(min=0)
+        std = per_row(eta, x_t).to(tau.device) * s_s * tau.sqrt()
+        toward = (s_s**2 - std**2).clamp(min=0).sqrt()
+        return a_s.to(x_t) * x0 + toward.to(x_t) * eps, std.to(x_t)
+
+    def step(
+        self, x_t: Tensor, prediction: Prediction, coeffs: Coeffs, eta: float | Tensor, draw: Draw, drift: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """x_s (rows, *event) and log p − log q (rows,) float64. `drift` (rows, *event), in score units, shifts the mean by std² · drift."""
+        mean, std = self.moments(x_t, prediction, coeffs, eta)
+        ratio = torch.zeros(len(x_t), dtype=torch.float64)
+        if not bool((std > 0).any()):
+            return mean, ratio
+        noise = draw.normal(tuple(x_t.shape), x_t.dtype, x_t.device)
+        if drift is None:
+            return torch.addcmul(mean, std, noise), ratio
+        # log N(x; μ, s²) − log N(x; μ + s² d, s²) at x = μ + s² d + s ξ  is  −s d·ξ − s²|d|²/2.
+        shift = (std * drift).double()
+        ratio = -(shift * noise.double() + shift**2 / 2).flatten(1).sum(1).cpu()
+        return mean + std * (std * drift + noise), ratio
+
+    def guess(self, x_t: Tensor, prediction: Prediction, draw: Draw | None = None, n: int = 1) -> Tensor:
+        """(rows, n, *event): a Gaussian model's clean guess is its conditional mean, so all n are the same."""
+        return prediction.x0.unsqueeze(1).expand(-1, n, *prediction.x0.shape[1:])
+
+
+@dataclass(frozen=True)
+class FlowSDE(Gaussian):
+    """The stochastic flow-matching step of Flow-GRPO (arXiv 2505.05470): Euler–Maruyama of the SDE with diffusion η √(σ/(1−σ)).
+
+    For rectified flows, x_σ = (1 − σ) x0 + σ ε; their default is η = 0.7. It agrees with `Gaussian` only as the steps shrink.
+    """
+
+    def moments(self, x_t: Tensor, prediction: Prediction, coeffs: Coeffs, eta: float | Tensor) -> tuple[Tensor, Tensor]:
+        a_t, s_t, _, s_s = (per_row(c, x_t) for c in coeffs)
+        if bool(((a_t + s_t - 1).abs() > 1e-6).any()):
+            raise ValueError("FlowSDE is the kernel of rectified flows, α = 1 − σ; this model's grid has another path. Use Gaussian().")
+        x0 = prediction.x0
+        eps = prediction.eps if prediction.eps is not None else (x_t - a_t.to(x_t) * x0) / s_t.to(x_t)
+        back = s_t - s_s
+        # σ = 1 makes the diffusion infinite; like the reference, use the next level there.
+        level = torch.where(s_t >= 1, s_s, s_t)
+        g2 = per_row(eta, x_t) ** 2 * level / (1 - level)
+        mean = x_t * (1 - g2 / (2 * s_t) * back).to(x_t) - (eps - x0) * (back * (1 + g2 * (1 - s_t) / (2 * s_t))).to(x_t)
+        # The chain ends where σ does: its last step is deterministic, like every other kernel's.
+        std = torch.where(s_s > 0, (g2 * back).sqrt(), 0.0)
+        return mean, std.to(x_t)
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """The kernel of masked diffusion: tokens (rows, length) int64, `mask_id` where nothing is revealed yet.
+
+    A masked position is revealed with probability (σ_t − σ_s) / σ_t, independently (`order="random"`: the ancestral kernel of SUBS models), or
+    the same *number* of positions is revealed where the model is surest (`order="confidence"`, which has no density and so takes no
+    drift) or from the left (`order="left"`). `remask` is the probability with which a revealed position is masked again, as long as
+    steps remain. Tokens are drawn in float64, at revealed positions only. `drift` (rows, length, vocabulary) is added to the logits.
+    """
+
+    mask_id: int
+    order: Literal["random", "confidence", "left"] = "random"
+    remask: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.order not in ("random", "confidence", "left"):
+            raise ValueError(f"order must be 'random', 'confidence' or 'left', not {self.order!r}")
+        if not 0 <= self.remask < 1:
+            raise ValueError(f"remask is a probability in [0, 1), not {self.remask}")
+
+    @property
+    def drifts(self) -> bool:
+        return self.order != "confidence"
+
+    def step(
+        self, x_t: Tensor, prediction: Prediction, coeffs: Coeffs, eta: float | Tensor, draw: Draw, drift: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """x_s (rows, length) and log p − log q (rows,) float64. η plays no part: revealing is random in itself."""
+        if drift is not None and not self.drifts:
+            raise ValueError('a drift needs a proposal with a density; order="confidence" has none. Use order="random" or "left".')
+        if prediction.logits is None:
+            raise ValueError("a Categorical kernel needs Prediction.logits (rows, length, vocabulary); the model gave none")
+        masked = x_t == self.mask_id
+        _, s_t, _, s_s = (torch.as_tensor(c, dtype=torch.float64, device=x_t.device).reshape(-1, 1) for c in coeffs)
+        x_s = x_t
+        if self.remask:
+            again = draw.uniform(tuple(x_t.shape), x_t.device) < self.remask * (s_s > 0)
+            x_s = torch.where(again & ~masked, self.mask_id, x_s)
+        u = draw.uniform(tuple(x_t.shape), x_t.device)
+        chance = (s_t - s_s) / s_t
+        reveal = masked & ((u < chance) | (s_s <= 0))
+        if self.order != "random":
+            # As many as the ancestral kernel would reveal, elsewhere.
+            order = prediction.logits.double().softmax(-1).amax(-1) if self.order == "confidence" else -torch.arange(x_t.shape[1])
+            key = torch.where(masked, order.to(u), -torch.inf)
+            rank = key.argsort(dim=-1, descending=True, stable=True).argsort(-1)
+            reveal = masked & (rank < reveal.sum(-1, keepdim=True))
+        ratio = torch.zeros(len(x_t), dtype=torch.float64)
+        v = draw.uniform(tuple(x_t.shape), x_t.device)
+        row, position = reveal.nonzero(as_tuple=True)
+        if not len(row):
+            return x_s, ratio
+        log_p = prediction.logits[row, position].double().log_softmax(-1)
+        log_q = log_p if drift is None else (log_p + drift[row, position].double()).log_softmax(-1)
+        # Inverse transform; probabilities of 0 at the end of the vocabulary must not be hit by rounding.
+        cdf = log_q.exp().cumsum(-1)
+        token = torch.searchsorted(cdf, (v[row, position] * cdf[:, -1])[:, None], right=True)[:, 0].clamp(max=cdf.shape[-1] - 1)
+        x_s = x_s.clone()
+        x_s[row, position] = token
+        if drift is not None:
+            difference = (log_p - log_q).gather(-1, token[:, None])[:, 0]
+            ratio.index_add_(0, row.cpu(), difference.cpu())
+        return x_s, ratio
+
+    def guess(self, x_t: Tensor, prediction: Prediction, draw: Draw | None = None, n: int = 1) -> Tensor:
+        """(rows, n, length): masks filled with the likeliest token (n = 1), or n fills drawn independently per position."""
+        masked = (x_t == self.mask_id)[:, None]
+        if n == 1 or draw is None:
+            fill = prediction.x0 if prediction.logits is None else prediction.logits.argmax(-1)
+            return torch.where(masked, fill[:, None], x_t[:, None]).expand(-1, n, -1)
+        assert prediction.logits is not None
+        cdf = prediction.logits.double().softmax(-1).cumsum(-1)[:, None].expand(-1, n, -1, -1)
+        u = draw.uniform((len(x_t), n, x_t.shape[1]), x_t.device)[..., None]
+        tokens = (u * cdf[..., -1:] >= cdf).sum(-1).clamp_(max=cdf.shape[-1] - 1)
+        return torch.where(masked, tokens, x_t[:, None])

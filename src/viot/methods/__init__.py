@@ -1,0 +1,32 @@
+"""One file per family, named after its paper. `methods` is the table of names; `make` turns a name or an object into a method."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .fkd import FKD
+from .fvd import FVD
+from .independent import Base, BestOfN, Importance
+from .method import Method, methods
+from .smc import SMC, ResamplingSMC
+from .vasr import VASR, VASRMax
+
+__all__ = ["FKD", "FVD", "SMC", "VASR", "Base", "BestOfN", "Importance", "Method", "ResamplingSMC", "VASRMax", "make", "methods"]
+
+
+def make(method: str | Any, **settings: Any) -> Any:
+    """A method from its name and settings, or the object itself. Errors name the settings that exist."""
+    if not isinstance(method, str):
+        if settings:
+            raise TypeError("settings go with a method's name; give a method object its own")
+        if not callable(getattr(method, "run", None)):
+            raise TypeError(f"a method is a name or an object with run(problem, state), not {method!r}")
+        return method
+    kind = methods[method].make
+    known = getattr(kind, "__dataclass_fields__", {})
+    for name in settings:
+        if name not in known:
+            from ..registry import unknown
+
+            raise unknown(f"setting of {method}", name, known)
+    return kind(**settings)

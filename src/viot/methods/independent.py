@@ -1,0 +1,101 @@
+"""No interaction between particles: the base sampler, best-of-n and importance weighting. The yardsticks of every other method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ..particles import State, flat_index
+from ..problem import Problem
+from .method import methods
+from .smc import ResamplingSMC, Schedule
+
+
+@dataclass(frozen=True)
+class _Independent(ResamplingSMC):
+    schedule: Schedule = ()
+
+
+@methods.add("base", "the model as it is, unsteered: the yardstick", cost="K·T network calls, K rewards")
+@dataclass(frozen=True)
+class Base(_Independent):
+    """The unsteered model: uniform weights. `log_z` is still the estimate of log E[exp(λ r)] over its draws."""
+
+    name: ClassVar[str] = "base"
+
+    @property
+    def exact(self) -> bool:
+        return False
+
+    def finish(self, problem: Problem, state: State) -> State:
+        tilted = super().finish(problem, state)
+        evidence = torch.logsumexp(tilted.log_w, -1, keepdim=True) - torch.tensor(float(problem.K)).log()
+        # The same weight for everybody, whose mean is the evidence: an unsteered population that still says what steering would meet.
+        return state.but(log_w=evidence.expand_as(state.log_w).clone())
+
+
+@methods.add("importance", "base samples, weighted by exp(λ r): exact, wasteful when λ r varies much", cost="K·T network calls, K rewards")
+@dataclass(frozen=True)
+class Importance(_Independent):
+    """Self-normalised importance sampling from the base model; exact for every λ, with few effective samples for a large one."""
+
+    name: ClassVar[str] = "importance"
+
+
+@methods.add("best-of-n", "draw n, keep the best: the baseline to beat for a maximiser", cost="K·T network calls, K rewards")
+@dataclass(frozen=True)
+class BestOfN(_Independent):
+    """K candidates in pools of n, of which each pool returns its best: K/n independent draws of the best of n.
+
+    n = None makes one pool of everything and returns one sample. λ plays no part.
+    """
+
+    name: ClassVar[str] = "best-of-n"
+    n: int | None = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n is not None and self.n < 1:
+            raise ValueError(f"best-of-n needs n ≥ 1, not {self.n}")
+
+    @property
+    def exact(self) -> bool:
+        return False
+
+    def finish(self, problem: Problem, state: State) -> State:
+        evidence = torch.logsumexp(super().finish(problem, state).log_w, -1) - torch.tensor(float(problem.K)).log()
+        n = min(self.n or problem.K, problem.K)
+        pools = problem.K // n
+        rewards = state.rewards[:, : pools * n].unflatten(-1, (pools, n))
+        winners = rewards.argmax(-1) + torch.arange(pools) * n
+        return take(state, winners).but(log_w=evidence[:, None].expand(-1, pools).clone())
+
+
+def take(state: State, index: torch.Tensor) -> State:
+    """A final state reduced to particles `index` (G, K') of each group, decoded samples included."""
+    rows = flat_index(index, state.log_w.shape[1])
+    samples = state.samples
+    if isinstance(samples, torch.Tensor):
+        samples = samples[rows.to(samples.device)]
+    elif samples is not None:
+        samples = [samples[i] for i in rows.tolist()]
+    return state[index].but(samples=samples)
+
+
+def best_distinct(state: State) -> State:
+    """A final state in order of falling reward, without exact copies: what a maximiser returns. Weights become uniform.
+
+    Groups may differ in their number of distinct candidates; all are cut to the smallest, and at least one stays.
+    """
+    order = state.rewards.argsort(dim=-1, descending=True, stable=True)
+    ranked = state.x.flatten(2)
+    kept = []
+    for g in range(len(order)):
+        _, same_as = torch.unique(ranked[g].cpu(), dim=0, return_inverse=True)
+        seen: set[int] = set()
+        kept.append([i for i in order[g].tolist() if not (s := int(same_as[i])) in seen and not seen.add(s)])
+    k = min(len(group) for group in kept)
+    chosen = take(state, torch.tensor([group[:k] for group in kept]))
+    return chosen.but(log_w=torch.where(chosen.rewards.isinf().all(-1, keepdim=True), -torch.inf, torch.zeros_like(chosen.log_w)))

@@ -1,0 +1,42 @@
+"""What a method is: hyper-parameters, and a generator of states."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from ..particles import State
+from ..problem import Problem
+from ..registry import Registry
+
+methods = Registry("method")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A frozen dataclass of hyper-parameters with `run(problem, state=None)`, a generator of states whose last one is `done`.
+
+    Each yielded state alone determines the rest, so a run can be looked at, stopped, saved and gone on with at every step. Subclass this or
+    write any class with the same four members.
+    """
+
+    name: ClassVar[str] = "method"
+    reference: ClassVar[str] = ""
+    has_log_z: ClassVar[bool] = True
+
+    @property
+    def exact(self) -> bool:
+        """Do the weighted particles target π ∝ p exp(λ r), exactly or as K → ∞?"""
+        return True
+
+    def cost(self, steps: int) -> int:
+        """Network rows per particle of a run of `steps`: K = ⌊budget / cost⌋."""
+        return steps
+
+    def run(self, problem: Problem, state: State | None = None) -> Iterator[State]:
+        raise NotImplementedError
+
+    def settings(self) -> dict[str, Any]:
+        """The hyper-parameters, as they go into the record of a run."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}

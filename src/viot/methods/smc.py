@@ -1,0 +1,263 @@
+"""The loop that the particle family shares. A method is this loop with other verbs.
+
+    for each step:  predict ─▶ [value ─▶ weigh ─▶ select] ─▶ propose        resample="before_step"
+                    predict ─▶ [value] ─▶ propose ─▶ [weigh ─▶ select]      resample="after_step"     (brackets: at scoring steps)
+    at the end:     reward of x_0 ─▶ finish
+
+The weights are right by construction. `weigh` adds log-potentials to `log_w` and remembers their sum along each lineage as `path`; `finish`
+adds λ r(x_0) − path; so along every surviving path the product of all potentials is exp(λ r(x_0)), whatever they were. `select` replaces
+log_w by log_w − log(K m) at the ancestors, whatever the masses m. Neither can be dropped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from .. import resample, weights
+from ..model import Prediction
+from ..particles import Selection, State
+from ..problem import DeadPopulation, Problem
+from ..value import Tweedie, Value, as_value
+from ..weights import NEG_INF
+from .method import Method
+
+#: Scoring steps as fractions of T, from the papers' indices at T = 50.
+EVERY_FIFTH = tuple(j / 50 for j in range(5, 50, 5))
+EVERY_TENTH = tuple(j / 50 for j in range(10, 50, 10))
+
+Schedule = Sequence[float] | int | Literal["every"]
+
+
+def scoring_steps(schedule: Schedule, steps: int) -> list[int]:
+    """The steps at which a run of `steps` scores: fractions of T, every n-th step, or "every".
+
+    Never the last one: no noise follows it, so a selection there only makes exact duplicates, and the terminal reward is applied anyway.
+    """
+    if isinstance(schedule, str):
+        if schedule != "every":
+            raise ValueError(f'schedule takes fractions of T, a stride, or "every", not {schedule!r}')
+        schedule = 1
+    if isinstance(schedule, int):
+        if schedule < 1:
+            raise ValueError(f"a stride of scoring steps must be ≥ 1, not {schedule}")
+        found = range(0 if schedule == 1 else schedule, steps - 1, schedule)
+    else:
+        if any(not 0 <= f < 1 for f in schedule):
+            raise ValueError(f"a schedule holds fractions of T in [0, 1), not {tuple(schedule)}")
+        found = (math.floor(f * steps + 0.5) for f in schedule)
+    return sorted({j for j in found if 0 <= j < steps - 1})
+
+
+@dataclass(frozen=True)
+class SMC(Method):
+    """The loop, and what every particle method can be told.
+
+    schedule        scoring steps: fractions of T, every n-th step, or "every"
+    value           what a noisy state is worth: "tweedie", "rollout", "x0_samples", "smoothed", an object of `viot.value`, or a callable
+    """
+
+    schedule: Schedule = EVERY_FIFTH
+    value: str | dict | Value = Tweedie()
+
+    resample: ClassVar[Literal["before_step", "after_step"]] = "before_step"
+
+    def __post_init__(self) -> None:
+        as_value(self.value)
+        scoring_steps(self.schedule, 1000)
+
+    def cost(self, steps: int) -> int:
+        return steps + as_value(self.value).rows(steps, self.scoring(steps))
+
+    def scoring(self, steps: int) -> list[int]:
+        """The steps at which this method scores."""
+        return scoring_steps(self.schedule, steps)
+
+    # -- the loop -----------------------------------------------------------------------------------------------------------------
+
+    def run(self, problem: Problem, state: State | None = None) -> Iterator[State]:
+        value, scoring = as_value(self.value), set(self.scoring(problem.T))
+        state = self.prepare(problem, problem.start()) if state is None else state
+        while state.step < problem.T:
+            score = state.step in scoring
+            state = self.look(problem, state)
+            if score:
+                state = value(problem, state)
+                if self.resample == "before_step":
+                    state = self.choose(problem, state)
+            state = self.propose(problem, state)
+            if score and self.resample == "after_step":
+                state = self.choose(problem, state)
+            state = state.but(step=state.step + 1, cost=problem.evaluate.cost.record())
+            yield state
+        yield self.end(problem, state)
+
+    def choose(self, problem: Problem, state: State) -> State:
+        """Weigh, then select."""
+        with problem.evaluate.cost.timed("selection"):
+            state = self.weigh(problem, state)
+            # A hard constraint: dead until replaced.
+            state = state.but(log_w=torch.where(state.rewards == NEG_INF, NEG_INF, state.log_w))
+            require_life(problem, state.log_w, state.step)
+            return self.select(problem, state)
+
+    def end(self, problem: Problem, state: State) -> State:
+        """Score x_0 and correct the weights: the final state of the run."""
+        scored = problem.evaluate.score(problem.rows(state.x), problem.group_rows(state.x.shape[1]), keep=True)
+        parts = {name: problem.fold(value) for name, value in scored.parts.items()}
+        state = state.but(rewards=problem.fold(scored.rewards), parts=parts, samples=scored.samples, prediction=None)
+        state = self.finish(problem, state)
+        require_life(problem, state.log_w, None)
+        return state.but(done=True, cost=problem.evaluate.cost.record())
+
+    # -- the verbs ----------------------------------------------------------------------------------------------------------------
+
+    def prepare(self, problem: Problem, state: State) -> State:
+        """What the method keeps beside the particles, before the first step."""
+        return state.with_extra(path=torch.zeros_like(state.log_w))
+
+    def look(self, problem: Problem, state: State) -> State:
+        """One network call per particle, unless the state holds its prediction already."""
+        if state.prediction is not None:
+            return state
+        t, group = problem.grid.times[state.step], problem.group_rows(state.x.shape[1])
+        prediction: Prediction = problem.evaluate(problem.rows(state.x), t, group)[0]
+        return state.but(prediction=prediction.map(problem.fold))
+
+    def weigh(self, problem: Problem, state: State) -> State:
+        """Rewards -> log-potential: add it to log_w and to the path. None by default."""
+        return state
+
+    def select(self, problem: Problem, state: State) -> State:
+        """Weights -> ancestors and new weights."""
+        raise NotImplementedError
+
+    def etas(self, state: State) -> float | Tensor:
+        """η of the next step, 0 deterministic (DDIM) to 1 ancestral (DDPM): a number, or one per particle (G, K)."""
+        raise NotImplementedError
+
+    def propose(self, problem: Problem, state: State) -> State:
+        """Move every particle by the kernel; log p − log q of the draw joins the weights at every step."""
+        assert state.prediction is not None
+        eta = self.etas(state)
+        x, log_ratio = problem.kernel.step(
+            problem.rows(state.x),
+            state.prediction.map(problem.rows),
+            problem.grid.coeffs(state.step),
+            problem.rows(eta) if isinstance(eta, Tensor) else eta,
+            problem.draw(state.step, "propose"),
+        )
+        return state.but(x=problem.fold(x), log_w=state.log_w + problem.fold(log_ratio), prediction=None)
+
+    def finish(self, problem: Problem, state: State) -> State:
+        """The terminal correction: the potentials of every path multiply to exp(λ r(x_0))."""
+        target = weights.tilt(state.rewards, problem.lam)
+        return state.but(log_w=state.log_w + weights.subtract(target, state.extra["path"]))
+
+    # -- the record ---------------------------------------------------------------------------------------------------------------
+
+    def record(self, problem: Problem, after: State, before: State, log_m: Tensor, ancestors: Tensor) -> State:
+        """Append what happened at a selection to the history."""
+        k = before.log_w.shape[1]
+        n = resample.counts(ancestors)
+        parents = (n > 0).sum(-1)
+        finite = torch.where(before.rewards > NEG_INF, before.rewards, torch.nan)
+        spread = torch.where(log_m.isnan(), 0.0, (n - k * log_m.exp()) ** 2).mean(-1)
+        log_w = weights.normalize(before.log_w)
+        # V_cont of arXiv 2604.06779, with the plug-in s_i = exp(λ r_i), in units of its minimum over all masses: 1 is the optimum.
+        # The rewards are centred first; the ratio does not change, and nothing overflows.
+        log_s = weights.tilt(finite - finite.nan_to_num(nan=NEG_INF).amax(-1, keepdim=True), problem.lam)
+        cont = (2 * (log_w + log_s) - log_m).nan_to_num(nan=NEG_INF).logsumexp(-1)
+        best = 2 * (log_w + log_s).nan_to_num(nan=NEG_INF).logsumexp(-1)
+        stats = {
+            "ess": weights.ess(before.log_w),
+            "distinct_parents": parents.double(),
+            "deaths": (k - parents).double(),
+            "lam": torch.full((len(n),), float(problem.lam), dtype=torch.float64),
+            "temperature": torch.full((len(n),), torch.nan, dtype=torch.float64),
+            "reward_mean": finite.nanmean(-1),
+            "reward_max": before.rewards.amax(-1),
+            "offspring_variance": spread,
+            "v_cont": (cont - best).exp(),
+        }
+        selection = Selection(before.step, ancestors.to(torch.int32), stats | self.stats(problem, before))
+        return after.but(history=(*after.history, selection))
+
+    def stats(self, problem: Problem, state: State) -> dict[str, Tensor]:
+        """Statistics (G,) of a selection that only the method knows: a λ or temperature of its own."""
+        return {}
+
+    def settings(self) -> dict:
+        shown = {f.name: getattr(self, f.name) for f in fields(self)}
+        shown["schedule"] = list(self.schedule) if not isinstance(self.schedule, (str, int)) else self.schedule
+        return shown
+
+
+@dataclass(frozen=True)
+class ResamplingSMC(SMC):
+    """The loop with selection by masses: draw ancestors from masses m, divide the weights by K m.
+
+    eta             noise of the proposal: 0 deterministic (DDIM), 1 ancestral (DDPM)
+    resampling      the scheme's name, see `viot.resample`
+    ess_threshold   select only in groups whose ESS is below this share of K; None = at every scoring step
+    """
+
+    eta: float = 1.0
+    resampling: str = "systematic"
+    ess_threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.eta < math.inf:
+            raise ValueError(f"eta must be ≥ 0 and finite, not {self.eta}")
+        if self.ess_threshold is not None and not 0 <= self.ess_threshold <= 1:
+            raise ValueError(f"ess_threshold is a share of K in [0, 1] or None, not {self.ess_threshold}")
+        resample.get(self.resampling)
+
+    @property
+    def exact(self) -> bool:
+        return resample.get(self.resampling).name in {*resample.UNBIASED, "fleming_viot"}
+
+    def etas(self, state: State) -> float | Tensor:
+        return self.eta
+
+    def log_masses(self, problem: Problem, state: State) -> Tensor:
+        """Normalised log-masses (G, K) from which ancestors are drawn: the weights themselves by default."""
+        return weights.normalize(state.log_w)
+
+    def select(self, problem: Problem, state: State) -> State:
+        """Draw ancestors from the masses, gather everything, divide the weights by K m."""
+        log_m = self.log_masses(problem, state)
+        chosen = weights.alive(log_m)
+        if self.ess_threshold is not None:
+            chosen = chosen & (weights.ess(state.log_w) < self.ess_threshold * state.log_w.shape[1])
+        ancestors = self.ancestors(problem, state, torch.where(chosen[:, None], log_m, 0.0).exp())
+        ancestors = torch.where(chosen[:, None], ancestors, resample.identity(*log_m.shape))
+        corrected = state.log_w - math.log(state.log_w.shape[1]) - log_m
+        after = state.but(log_w=torch.where(chosen[:, None], corrected, state.log_w))
+        return self.record(problem, after[ancestors], state, log_m, ancestors)
+
+    def ancestors(self, problem: Problem, state: State, masses: Tensor) -> Tensor:
+        """Ancestors (G, K) from masses (G, K)."""
+        scheme = resample.get(self.resampling)
+        u = problem.draw(state.step, "select").uniform((len(masses) * max(1, scheme.uniforms(masses.shape[1])),))
+        return scheme(masses / masses.sum(-1, keepdim=True), u.view(len(masses), -1))
+
+
+def require_life(problem: Problem, log_w: Tensor, step: int | None) -> None:
+    """An error when every group is dead: nothing is left to go on with."""
+    if bool(weights.alive(log_w).any()):
+        return
+    from ..reward import name_of
+
+    where = "at the finished samples" if step is None else f"at step {step} of {problem.T}"
+    raise DeadPopulation(
+        f"every particle of every group is dead {where}: the reward {name_of(problem.evaluate.reward)} was −inf, NaN or +inf for all "
+        f"{log_w.numel()} of them. Use more particles, a reward that is finite (a large penalty instead of −inf) where the samples are "
+        f"still rough, or a schedule that starts later, when the clean guesses are better."
+    )

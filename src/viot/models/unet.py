@@ -1,0 +1,128 @@
+"""Any diffusers UNet2DModel with its scheduler's configuration, as a Model: pixel-space diffusion."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (torch's own convention)
+from torch import Tensor
+
+from ..model import Grid, Prediction
+
+
+def need(package: str, extra: str) -> Any:
+    """Import an optional package, or say what to install."""
+    import importlib
+
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ImportError(f"this needs {package}: pip install 'viot[{extra}]'") from error
+
+
+class UNet:
+    """A pixel-space diffusion model: x_t (C, H, W) in [−1, 1], samples float32 in [0, 1].
+
+    unet        a UNet2DModel, or any module whose call (x, t) returns something with `.sample`
+    scheduler   a diffusers scheduler with `alphas_cumprod`: its betas, spacing, prediction type and clipping are used, its `step` is not
+    patch       the network works on patch×patch pixel-unshuffled input: the same diffusion in other coordinates
+    compile     torch.compile the network: faster after about a minute
+    autocast    run the network in this dtype (torch.bfloat16); the chain stays float32
+    """
+
+    differentiable = True
+
+    def __init__(self, unet: Any, scheduler: Any, *, patch: int = 1, compile: bool = False, autocast: torch.dtype | None = None) -> None:
+        if not hasattr(scheduler, "alphas_cumprod"):
+            raise TypeError(f"{type(scheduler).__name__} has no alphas_cumprod; UNet takes DDPM- and DDIM-type schedulers")
+        self.prediction_type = scheduler.config.get("prediction_type", "epsilon")
+        if self.prediction_type not in ("epsilon", "v_prediction", "sample"):
+            raise ValueError(f"unknown prediction type {self.prediction_type!r} of {type(scheduler).__name__}")
+        if scheduler.config.get("thresholding"):
+            raise ValueError("dynamic thresholding depends on the whole batch of one image and is not supported; set thresholding=False")
+        learned = str(scheduler.config.get("variance_type", "")).startswith("learned")
+        size = unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        channels = unet.config.in_channels
+        self.unet = unet.eval()
+        self.network = torch.compile(self.unet) if compile else self.unet
+        self.scheduler = copy.deepcopy(scheduler)
+        self.patch, self.autocast, self.learned_variance = patch, autocast, learned
+        self.event_shape = (channels // patch**2, height * patch, width * patch)
+        self.dtype = torch.float32
+        # DDIM-type schedulers clip x0 and keep the network's ε; DDPM-type ones derive the step from the clipped x0 alone.
+        self.keeps_eps = "DDPM" not in type(scheduler).__name__ and not scheduler.config.get("use_clipped_model_output", False)
+        self.clip = scheduler.config.get("clip_sample_range", 1.0) if scheduler.config.get("clip_sample", False) else None
+        self.config = {"scheduler": type(scheduler).__name__, "prediction_type": self.prediction_type, "patch": patch}
+        self.config |= {"autocast": None if autocast is None else str(autocast), "compile": compile}
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, *, device: str | torch.device = "cpu", revision: str | None = None, patch: int = 1,
+        compile: bool = False, autocast: torch.dtype | None = None,
+    ) -> UNet:  # fmt: skip
+        """From a hub repository or a folder: a pipeline with `unet/` and `scheduler/`, or a bare model with a scheduler beside it."""
+        diffusers = need("diffusers", "diffusers")
+        name = str(name)
+        hub = {} if revision is None else {"revision": revision}
+        found = None
+        for kinds in ({"subfolder": "unet"}, {"subfolder": "scheduler"}), ({}, {}):
+            with contextlib.suppress(OSError, ValueError):
+                kind = diffusers.UNet2DModel.load_config(name, **kinds[0], **hub).get("_class_name")
+                if kind == "UNet2DModel":
+                    found = kinds
+                    break
+        if found is None:
+            raise ValueError(
+                f"{name!r} holds no UNet2DModel that can be read (is the name right, and the network there?). Load its pipeline yourself "
+                f"and pass that to viot.sample."
+            )
+        unet = diffusers.UNet2DModel.from_pretrained(name, **found[0], **hub)
+        kind = diffusers.DDPMScheduler.load_config(name, **found[1], **hub).get("_class_name", "DDPMScheduler")
+        scheduler = getattr(diffusers, kind).from_pretrained(name, **found[1], **hub)
+        model = cls(unet.float().to(device), scheduler, patch=patch, compile=compile, autocast=autocast)
+        model.config |= {"name": name, "revision": revision}
+        return model
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.unet.parameters()).device
+
+    def grid(self, steps: int) -> Grid:
+        self.scheduler.set_timesteps(steps)
+        times = self.scheduler.timesteps
+        abar = self.scheduler.alphas_cumprod.double()
+        final = float(getattr(self.scheduler, "final_alpha_cumprod", 1.0))
+        levels = torch.cat([abar[times.long().cpu()], torch.tensor([final], dtype=torch.float64)])
+        return Grid(times, levels.sqrt(), (1 - levels).sqrt())
+
+    def prior(self, n: int, generator: torch.Generator) -> Tensor:
+        return torch.randn(n, *self.event_shape, generator=generator) * float(getattr(self.scheduler, "init_noise_sigma", 1.0))
+
+    def predict(self, x: Tensor, t: Tensor, group: Tensor) -> Prediction:
+        inputs = F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x
+        cast = torch.autocast(x.device.type, self.autocast) if self.autocast is not None else contextlib.nullcontext()
+        with cast:
+            out = self.network(inputs.to(self.unet.dtype), t).sample
+        out = out.to(x.dtype)
+        if self.learned_variance:
+            out = out[:, : inputs.shape[1]]
+        out = F.pixel_shuffle(out, self.patch) if self.patch > 1 else out
+        abar = self.scheduler.alphas_cumprod.to(x.device)[t.long()].double()
+        a, s = (level.to(x.dtype).view(-1, 1, 1, 1) for level in (abar.sqrt(), (1 - abar).sqrt()))
+        if self.prediction_type == "epsilon":
+            x0, eps = (x - s * out) / a, out
+        elif self.prediction_type == "v_prediction":
+            x0, eps = a * x - s * out, a * out + s * x
+        else:
+            x0, eps = out, (x - a * out) / s
+        if self.clip is None:
+            return Prediction(x0, eps)
+        return Prediction(x0.clamp(-self.clip, self.clip), eps if self.keeps_eps else None)
+
+    def decode(self, x0: Tensor, group: Tensor) -> Tensor:
+        return (x0 / 2 + 0.5).clamp(0, 1).float()

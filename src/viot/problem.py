@@ -1,0 +1,352 @@
+"""What a method is given: the one counted, sliced door to Model and Reward, the random numbers, and the budget."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import reward as rewarding
+from .kernel import Kernel
+from .model import Grid, Model, Prediction
+from .particles import State
+from .weights import NEG_INF
+
+
+class SteeringWarning(UserWarning):
+    """The run went on, but its answer deserves a second look."""
+
+
+class DeadPopulation(RuntimeError):
+    """No particle of any group has positive weight left."""
+
+
+# -- randomness -----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rng:
+    """Randomness that belongs to the group: a stream for each (seed, group, round, step, purpose), always drawn on the CPU.
+
+    A group's numbers are the same whichever other groups run beside it, in whatever slices, on however many processes.
+    """
+
+    seed: int
+
+    def generator(self, group: int, round: int, step: int, purpose: str) -> torch.Generator:
+        key = f"{self.seed}/{group}/{round}/{step}/{purpose}".encode()
+        number = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
+        return torch.Generator().manual_seed(number)
+
+
+class Draw:
+    """One purpose's stream at one step, for all groups: rows are group-major, and each group draws for all of its rows at once."""
+
+    def __init__(self, rng: Rng, groups: Sequence[int], step: int, purpose: str, round: int = 0) -> None:
+        self._make = lambda: [rng.generator(g, round, step, purpose) for g in groups]
+        self._generators: list[torch.Generator] | None = None
+        self._groups = len(groups)
+
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """One per group, made when first needed; successive draws go on along the same streams."""
+        if self._generators is None:
+            self._generators = self._make()
+        return self._generators
+
+    def _fill(self, fill: Callable[..., Any], shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+        out = torch.empty(shape, dtype=dtype)
+        for part, generator in zip(out.chunk(self._groups) if shape[0] else (), self.generators, strict=True):
+            fill(part, generator=generator)
+        return out.to(device)
+
+    def normal(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
+        """Standard normal numbers, `shape[0]` rows divided evenly among the groups."""
+        return self._fill(Tensor.normal_, shape, dtype, device)
+
+    def uniform(self, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
+        """Uniform numbers in [0, 1), float64."""
+        return self._fill(Tensor.uniform_, shape, torch.float64, device)
+
+
+# -- cost -----------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Cost:
+    """What has been spent, counted where it happens. Rows are rows of a batch, over all groups; seconds are wall time."""
+
+    nfe: int = 0
+    grad_rows: int = 0
+    decode_rows: int = 0
+    reward_rows: int = 0
+    faults: int = 0
+    network_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    reward_seconds: float = 0.0
+    selection_seconds: float = 0.0
+    total_seconds: float = 0.0
+
+    @contextlib.contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Add the time of the block to `<what>_seconds`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, f"{what}_seconds", getattr(self, f"{what}_seconds") + time.perf_counter() - start)
+
+    def record(self) -> dict[str, float]:
+        return asdict(self)
+
+
+# -- the door -------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Rewards (rows,) float64 on the CPU, their parts, and the decoded samples where they were asked for."""
+
+    rewards: Tensor
+    parts: dict[str, Tensor]
+    samples: Any = None
+
+
+@dataclass
+class Evaluate:
+    """The only caller of Model and Reward: counts, slices by `batch_size`, and checks what comes back."""
+
+    model: Model
+    reward: Callable
+    kernel: Kernel
+    rng: Rng
+    batch_size: int | None = None
+    cost: Cost = field(default_factory=Cost)
+
+    def __call__(
+        self, x: Tensor, t: Tensor | float, group: Tensor, score: bool = False, grad: bool = False, step: int = -1
+    ) -> tuple[Prediction, Tensor | None, Tensor | None]:
+        """One network call per row.
+
+        x (rows, *event_shape), t (rows,) or one time for all, group (rows,) indices. With `score`, also the rewards (rows,) of the clean
+        guesses; with `grad`, also ∂r/∂x (rows, *event_shape). `step` names the random stream of a stochastic reward.
+        """
+        t = torch.as_tensor(t, device=x.device)
+        t = t.expand(len(x)) if t.ndim == 0 else t
+        noise = self._noise(group, step, "reward") if score or grad else None
+        predictions, rewards, grads = [], [], []
+        for part in self._slices(len(x)):
+            xs, ts, gs = x[part], t[part], group[part]
+            with self._gradients(grad):
+                xs = xs.detach().requires_grad_() if grad else xs
+                with self.cost.timed("network"):
+                    prediction = self._checked(self.model.predict(xs, ts, gs.to(xs.device)), xs)
+                self.cost.nfe += len(xs)
+                if score or grad:
+                    guess = self.kernel.guess(xs, prediction)[:, 0]
+                    _, scores, _ = self._score_slice(guess, gs, None if noise is None else noise[part], step)
+                    rewards.append(self._sane(scores.detach(), step))
+                    if grad:
+                        with self.cost.timed("network"):
+                            grads.append(self._gradient(scores, xs))
+                        self.cost.grad_rows += len(xs)
+                        prediction = prediction.map(Tensor.detach)
+            predictions.append(prediction)
+        joined = predictions[0] if len(predictions) == 1 else _join(predictions)
+        return joined, torch.cat(rewards) if rewards else None, torch.cat(grads) if grads else None
+
+    def score(self, x0: Tensor, group: Tensor, step: int = -1, purpose: str = "reward", keep: bool = False) -> Scored:
+        """Decode x0 (rows, *event_shape) and score it. `keep` returns the decoded samples too."""
+        noise = self._noise(group, step, purpose)
+        rewards, parts, samples = [], [], []
+        with torch.no_grad():
+            for part in self._slices(len(x0)):
+                decoded, scores, extra = self._score_slice(x0[part], group[part], None if noise is None else noise[part], step)
+                rewards.append(self._sane(scores, step))
+                parts.append({k: v.double().cpu() for k, v in extra.items()})
+                if keep:
+                    samples.append(decoded)
+        joined = {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
+        return Scored(torch.cat(rewards), joined, _join_samples(samples) if keep else None)
+
+    # -- pieces -------------------------------------------------------------------------------------------------------------------
+
+    def _slices(self, n: int) -> list[slice]:
+        size = self.batch_size or n
+        return [slice(i, min(i + size, n)) for i in range(0, n, size)]
+
+    def _score_slice(self, x0: Tensor, group: Tensor, noise: Tensor | None, step: int) -> tuple[Any, Tensor, dict[str, Tensor]]:
+        n = len(x0)
+        with self.cost.timed("decode"):
+            samples = self.model.decode(x0, group.to(x0.device))
+        self.cost.decode_rows += n
+        prompts = getattr(self.model, "prompts", None)
+        offers = {"group": group, "noise": noise, "prompts": prompts and [prompts[g % len(prompts)] for g in group.tolist()]}
+        with self.cost.timed("reward"):
+            try:
+                scores, parts = rewarding.call(self.reward, samples, n, offers)
+            except Exception as error:
+                at = "the finished samples" if step < 0 else f"the clean guesses of step {step}"
+                error.add_note(f"(raised while the reward {rewarding.name_of(self.reward)} scored {n} of {at})")
+                raise
+        self.cost.reward_rows += n
+        return samples, scores, parts
+
+    def _noise(self, group: Tensor, step: int, purpose: str) -> Tensor | None:
+        if "noise" not in rewarding.asks_for(self.reward):
+            return None
+        groups, n = group.unique_consecutive(return_counts=True)
+        streams = [self.rng.generator(g, 0, step, f"{purpose} noise") for g in groups.tolist()]
+        return torch.cat([torch.randn(k, generator=s) for k, s in zip(n.tolist(), streams, strict=True)])
+
+    def _sane(self, scores: Tensor, step: int) -> Tensor:
+        """float64 on the CPU, with NaN and +inf turned into dead particles, counted and told once."""
+        scores = scores.detach().double().cpu()
+        bad = scores.isnan() | (scores == -NEG_INF)
+        if n := int(bad.sum()):
+            if not self.cost.faults:
+                where = "finished samples" if step < 0 else f"the clean guesses of step {step}"
+                warnings.warn(
+                    f"the reward {rewarding.name_of(self.reward)} returned NaN or +inf for {n} of {len(scores)} rows ({where}); "
+                    f"they count as dead particles. Further ones are counted in `population.faults` without a word.",
+                    SteeringWarning,
+                    stacklevel=2,
+                )
+            self.cost.faults += n
+            scores = torch.where(bad, NEG_INF, scores)
+        return scores
+
+    def _checked(self, prediction: Prediction, x: Tensor) -> Prediction:
+        if not isinstance(prediction, Prediction):
+            raise TypeError(f"{type(self.model).__name__}.predict must return a viot.Prediction, not {type(prediction).__name__}")
+        if prediction.x0.shape != x.shape:
+            raise ValueError(
+                f"{type(self.model).__name__}.predict returned x0 of shape {tuple(prediction.x0.shape)} for x of shape {tuple(x.shape)}"
+            )
+        if x.is_floating_point():
+            # The chain runs in the state's precision, whatever the network's.
+            prediction = prediction.map(lambda v: v.to(x.dtype) if v.is_floating_point() else v)
+        return prediction
+
+    @contextlib.contextmanager
+    def _gradients(self, on: bool) -> Iterator[None]:
+        """no_grad, or gradients to x alone: the weights' own requires_grad is off inside and restored after, even on error."""
+        if not on:
+            with torch.no_grad():
+                yield
+            return
+        weights = [p for part in (self.model, self.reward) for p in _weights(part) if p.requires_grad]
+        try:
+            for p in weights:
+                p.requires_grad_(False)
+            with torch.enable_grad():
+                yield
+        finally:
+            for p in weights:
+                p.requires_grad_(True)
+
+    def _gradient(self, scores: Tensor, x: Tensor) -> Tensor:
+        if not scores.requires_grad:
+            broken = "reward" if getattr(self.model, "differentiable", True) else "model"
+            raise TypeError(
+                f"no gradient reaches x_t through the {broken}: reward {rewarding.name_of(self.reward)}, model "
+                f"{type(self.model).__name__}. A gradient method needs both to be differentiable; particle methods need neither."
+            )
+        return torch.autograd.grad(scores.sum(), x)[0]
+
+
+def _weights(thing: Any) -> list[Tensor]:
+    """The parameters of the modules that a model or a reward holds, itself included."""
+    held = [thing, *vars(thing).values()] if hasattr(thing, "__dict__") else [thing]
+    found = {id(p): p for m in held if isinstance(m, torch.nn.Module) for p in m.parameters()}
+    return list(found.values())
+
+
+def _join(predictions: list[Prediction]) -> Prediction:
+    def cat(pick: Callable[[Prediction], Tensor | None]) -> Tensor | None:
+        pieces = [pick(p) for p in predictions]
+        return None if pieces[0] is None else torch.cat(pieces)  # type: ignore[arg-type]
+
+    extra = {k: torch.cat([p.extra[k] for p in predictions]) for k in predictions[0].extra}
+    x0 = torch.cat([p.x0 for p in predictions])
+    return Prediction(x0, cat(lambda p: p.eps), cat(lambda p: p.logits), extra)
+
+
+def _join_samples(pieces: list[Any]) -> Any:
+    if isinstance(pieces[0], Tensor):
+        return torch.cat(pieces)
+    return [sample for piece in pieces for sample in piece]
+
+
+# -- the problem ----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything a method may look at.
+
+    evaluate    the door to model and reward          grid     the noise levels, T = len(grid)
+    kernel      how a state moves                     groups   the indices of the G groups; K particles in each
+    lam         λ of the target π ∝ p exp(λ r)        budget   network rows per group, never to be exceeded
+    """
+
+    evaluate: Evaluate
+    grid: Grid
+    kernel: Kernel
+    groups: tuple[int, ...]
+    K: int
+    lam: float
+    rng: Rng
+    budget: int
+
+    @property
+    def G(self) -> int:  # noqa: N802 (the contract's name)
+        return len(self.groups)
+
+    @property
+    def T(self) -> int:  # noqa: N802
+        return len(self.grid)
+
+    def draw(self, step: int, purpose: str, round: int = 0) -> Draw:
+        """The random stream of one purpose at one step."""
+        return Draw(self.rng, self.groups, step, purpose, round)
+
+    def rows(self, value: Tensor) -> Tensor:
+        """(G, K, …) -> (G·K, …)"""
+        return value.flatten(0, 1)
+
+    def fold(self, value: Tensor) -> Tensor:
+        """(G·K, …) -> (G, K, …)"""
+        return value.unflatten(0, (self.G, -1))
+
+    def group_rows(self, per_group: int) -> Tensor:
+        """The group index of each of G · per_group rows."""
+        return torch.tensor(self.groups).repeat_interleave(per_group)
+
+    def prior(self) -> Tensor:
+        """x_T (G, K, *event_shape), each group from its own stream."""
+        model = self.evaluate.model
+        draw = self.draw(-1, "prior")
+        asks = rewarding.takes(model.prior, "group")
+        pieces = [
+            model.prior(self.K, generator, **({"group": torch.full((self.K,), g)} if asks else {}))
+            for g, generator in zip(self.groups, draw.generators, strict=True)
+        ]
+        expected = (self.K, *model.event_shape)
+        if pieces[0].shape != expected:
+            raise ValueError(f"{type(model).__name__}.prior({self.K}, …) returned shape {tuple(pieces[0].shape)}, expected {expected}")
+        return torch.stack(pieces).to(device=model.device, dtype=model.dtype)
+
+    def start(self) -> State:
+        """The state before the first step."""
+        x = self.prior()
+        zeros = torch.zeros(self.G, self.K, dtype=torch.float64)
+        roots = torch.arange(self.K).repeat(self.G, 1)
+        return State(x=x, step=0, log_w=zeros, rewards=zeros + torch.nan, roots=roots)

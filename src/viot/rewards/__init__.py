@@ -1,0 +1,83 @@
+"""Scores by name, and what else can stand for one. One file per family; none knows of models or methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..registry import Registry
+from ..reward import Reward, Scores
+
+rewards = Registry("reward")
+
+
+@rewards.add("digit", "log-probability that a classifier reads the digit", cost="0.1 ms per image", licence="Apache-2.0, trained on MNIST", example="digit:7")
+def _digit(argument: str) -> Any:
+    from .digits import Digits
+
+    return Digits([_number(argument)])
+
+
+@rewards.add("digits", "best log-probability over a set of digits", cost="0.1 ms per image", licence="Apache-2.0, trained on MNIST", example="digits:even")
+def _digits(argument: str) -> Any:
+    from .digits import Digits
+
+    sets = {"even": [0, 2, 4, 6, 8], "odd": [1, 3, 5, 7, 9]}
+    return Digits(sets[argument] if argument in sets else [_number(a) for a in argument.split(",")])
+
+
+@rewards.add("jpeg", "minus the JPEG size in kilobytes: smooth, compressible images", cost="0.1 ms per image", licence="Apache-2.0", example="jpeg, jpeg:75")
+def _jpeg(argument: str = "95") -> Any:
+    from .pixels import Jpeg
+
+    return Jpeg(int(argument))
+
+
+@rewards.add("brightness", "mean pixel value", cost="free", licence="Apache-2.0")
+def _brightness() -> Any:
+    from .pixels import Brightness
+
+    return Brightness()
+
+
+def _number(text: str) -> int:
+    if text not in {str(i) for i in range(10)}:
+        raise ValueError(f"a digit is one of 0 … 9, not {text!r}; write digit:7, digits:even, digits:odd or digits:1,2,3")
+    return int(text)
+
+
+def as_reward(reward: str | Callable) -> Callable:
+    """A reward from its name ("digit:7"), or the callable itself."""
+    if callable(reward):
+        return reward
+    if not isinstance(reward, str):
+        raise TypeError(f"a reward is a callable(samples) -> (n,) or a name, not {reward!r}")
+    name, _, argument = reward.partition(":")
+    entry = rewards[name]
+    try:
+        made = entry.make(argument) if argument else entry.make()
+    except TypeError as error:
+        raise ValueError(f"the reward {reward!r} is not spelled right; write {entry.example}") from error
+    if not isinstance(getattr(made, "name", None), str):
+        made.name = reward
+    return made
+
+
+def __getattr__(name: str) -> Any:
+    """The classes of every family, imported when first asked for."""
+    import importlib
+
+    for module, names in _FAMILIES.items():
+        if name in names:
+            return getattr(importlib.import_module(f".{module}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+_FAMILIES = {
+    "combine": ("Sum", "Min", "Product", "Noisy"),
+    "digits": ("Digits",),
+    "pixels": ("Brightness", "Jpeg"),
+    "points": ("Quadratic",),
+}
+
+__all__ = ["Reward", "Scores", "as_reward", "rewards", *(n for names in _FAMILIES.values() for n in names)]  # noqa: PLE0604

@@ -1,0 +1,91 @@
+"""Several rewards at once, each kept in view, and rewards with noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..reward import Scores, asks_for, call, name_of
+from . import as_reward
+
+
+class _Combination:
+    """Named rewards scored on the same samples; `parts` of the population keeps each one's raw scores."""
+
+    def __init__(self, rewards: Mapping[str, Callable | str] | list[Callable | str]) -> None:
+        if not isinstance(rewards, Mapping):
+            rewards = {name_of(r) if callable(r) else r: r for r in rewards}
+        if not rewards:
+            raise ValueError(f"{type(self).__name__} needs at least one reward")
+        self.rewards = {name: as_reward(r) for name, r in rewards.items()}
+        self.asked = {name: asks_for(r) for name, r in self.rewards.items()}
+        self.name = f"{type(self).__name__.lower()}({', '.join(self.rewards)})"
+        self.differentiable = all(getattr(r, "differentiable", False) for r in self.rewards.values())
+
+    def __call__(self, samples: Any, group: Tensor, prompts: Any, noise: Tensor) -> Scores:
+        offers = {"group": group, "prompts": prompts, "noise": noise}
+        parts: dict[str, Tensor] = {}
+        for name, reward in self.rewards.items():
+            parts[name], inner = call(reward, samples, len(group), offers)
+            parts |= {f"{name}.{key}": value for key, value in inner.items()}
+        return Scores(self.combine({name: parts[name] for name in self.rewards}), parts)
+
+    def combine(self, parts: dict[str, Tensor]) -> Tensor:
+        raise NotImplementedError
+
+
+class Sum(_Combination):
+    """Σ_i w_i r_i: `Sum(["digit:7", "brightness"], weights=[1, 3])`, or with names of your own as a mapping."""
+
+    def __init__(self, rewards: Mapping[str, Callable | str] | list[Callable | str], weights: list[float] | None = None) -> None:
+        super().__init__(rewards)
+        weights = [1.0] * len(self.rewards) if weights is None else [float(w) for w in weights]
+        if len(weights) != len(self.rewards) or not all(map(math.isfinite, weights)):
+            raise ValueError(f"Sum of {len(self.rewards)} rewards needs as many finite weights, not {weights}")
+        self.weights = dict(zip(self.rewards, weights, strict=True))
+        self.name = "sum(" + ", ".join(f"{w:g}·{name}" for name, w in self.weights.items()) + ")"
+
+    def combine(self, parts: dict[str, Tensor]) -> Tensor:
+        # A weight of 0 switches a reward off, even one of −inf.
+        return sum((w * parts[name] for name, w in self.weights.items() if w), start=torch.zeros(len(next(iter(parts.values())))))
+
+
+class Min(_Combination):
+    """min_i r_i: good only where everything is good."""
+
+    def combine(self, parts: dict[str, Tensor]) -> Tensor:
+        return torch.stack(list(parts.values())).amin(0)
+
+
+class Product(_Combination):
+    """A product of experts: rewards are log-densities up to temperature, Σ_i r_i / T_i, so exp(r) = Π_i exp(r_i)^(1/T_i)."""
+
+    def __init__(self, rewards: Mapping[str, Callable | str] | list[Callable | str], temperatures: list[float] | None = None) -> None:
+        super().__init__(rewards)
+        temperatures = [1.0] * len(self.rewards) if temperatures is None else [float(t) for t in temperatures]
+        if len(temperatures) != len(self.rewards) or any(not t > 0 for t in temperatures):
+            raise ValueError(f"Product of {len(self.rewards)} experts needs as many temperatures > 0, not {temperatures}")
+        self.temperatures = dict(zip(self.rewards, temperatures, strict=True))
+
+    def combine(self, parts: dict[str, Tensor]) -> Tensor:
+        return torch.stack([parts[name] / t for name, t in self.temperatures.items()]).sum(0)
+
+
+class Noisy:
+    """r + σ ε, fresh noise at every scoring: a stand-in for judges and sampled preferences. A state is scored once, so a run repeats."""
+
+    def __init__(self, reward: Callable | str, sigma: float) -> None:
+        if not 0 <= sigma < math.inf:
+            raise ValueError(f"sigma must be ≥ 0 and finite, not {sigma}")
+        self.reward, self.sigma = as_reward(reward), float(sigma)
+        self.asked = asks_for(self.reward)
+        self.name = f"noisy({name_of(self.reward)}, {sigma:g})"
+        self.differentiable = getattr(self.reward, "differentiable", False)
+
+    def __call__(self, samples: Any, group: Tensor, prompts: Any, noise: Tensor) -> Scores:
+        clean, parts = call(self.reward, samples, len(group), {"group": group, "prompts": prompts, "noise": noise})
+        return Scores(clean + self.sigma * noise.to(clean), {**parts, "clean": clean})

@@ -1,0 +1,57 @@
+"""What a small classifier reads in an image of a handwritten digit. The judge beside it is for measuring only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from .nets import Classifier, Judge
+
+FOLDER = Path(__file__).parent
+
+
+def _load(net: nn.Module, name: str) -> nn.Module:
+    weights = load_file(FOLDER / f"{name}.safetensors")
+    net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
+    return net.eval().requires_grad_(False)
+
+
+@cache
+def classifier() -> Classifier:
+    """The reward's classifier: images (n, 1, 28, 28) in [0, 1] -> logits (n, 10)."""
+    net = Classifier()
+    _load(net, "classifier")
+    return net
+
+
+@cache
+def judge() -> Judge:
+    """Another architecture, trained on augmented images: the referee, not to be steered by. Shapes as `classifier`."""
+    net = Judge()
+    _load(net, "judge")
+    return net
+
+
+class Digits:
+    """r(x) = max over `wanted` of log p(c | x) (arXiv 2506.20701, F.2): for one digit its log-probability. At most 0."""
+
+    differentiable = True
+
+    def __init__(self, wanted: Sequence[int]) -> None:
+        if not wanted or any(not 0 <= c <= 9 for c in wanted):
+            raise ValueError(f"wanted must hold digits 0 … 9, not {list(wanted)}")
+        self.wanted = sorted(set(wanted))
+        self.name = f"digit:{self.wanted[0]}" if len(self.wanted) == 1 else f"digits:{','.join(map(str, self.wanted))}"
+
+    def __call__(self, samples: Tensor) -> Tensor:
+        if samples.ndim != 4 or tuple(samples.shape[1:]) != (1, 28, 28):
+            raise ValueError(f"the digit rewards read images (n, 1, 28, 28), not {tuple(samples.shape)}; use them with the model 'digits'")
+        net = classifier()
+        if next(net.parameters()).device != samples.device:
+            net = net.to(samples.device)
+        return torch.log_softmax(net(samples), -1)[:, self.wanted].amax(-1)

@@ -1,0 +1,279 @@
+"""The front door: names become objects, one method runs, a Population comes back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import platform
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tqdm.auto import tqdm
+
+from . import __version__, weights
+from . import lineage as genealogy
+from .calibrate import Strength
+from .kernel import Gaussian
+from .methods import make
+from .model import Grid, Model
+from .models import as_model
+from .particles import State
+from .population import Population
+from .problem import Cost, Evaluate, Problem, Rng, SteeringWarning
+from .reward import asks_for, name_of
+from .rewards import as_reward
+
+
+def sample(
+    model: Model | Any,
+    reward: Callable | str,
+    method: Any = "vasr",
+    *,
+    particles: int = 64,
+    groups: int | Sequence[int] | None = None,
+    steps: int = 50,
+    lam: float | Strength = 1.0,
+    seed: int = 0,
+    budget: int | None = None,
+    batch_size: int | None = None,
+    checkpoint: str | Path | None = None,
+    progress: bool | None = None,
+) -> Population:
+    """Draw a population from π(x₀) ∝ p(x₀) · exp(λ r(x₀)), p being the frozen model.
+
+    model       a Model, a pixel-space diffusers pipeline, or a name ("digits", "org/checkpoint")
+    reward      callable(samples) -> (n,), a Reward, or a name ("digit:7", "jpeg")
+    method      a Method instance or its name
+    particles   K, particles per group: together with `steps` the budget of K·T network rows per group
+    groups      independent populations, never cross-resampled: a count, or indices such as range(4, 8); None = one per prompt of the
+                model, else 1. Group g follows prompt g mod P
+    steps       T, network calls per particle
+    lam         λ of the target; or viot.ess(.3), viot.kl(2.0), solved by a pilot run of the same size and recorded
+    budget      network rows per group that no method exceeds; None = K·T
+    batch_size  rows per network call, decode and reward; None = all. Changes memory, never the draws
+    checkpoint  folder: the run can be interrupted and resumed from there, if its configuration is the same
+    progress    None = a bar on a terminal
+    """
+    run = prepare(
+        model, reward, method, particles=particles, groups=groups, steps=steps, lam=lam, seed=seed, budget=budget, batch_size=batch_size
+    )
+    return run.finish(checkpoint=checkpoint, progress=progress)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has been prepared and can be walked through: `for state in run.states()`, look, stop, save, go on, `population(state)`."""
+
+    problem: Problem
+    method: Any
+    config: dict[str, Any]
+
+    def states(self, state: State | None = None) -> Iterator[State]:
+        """The states of the run, from its beginning or from a state of it; the last one is `done`."""
+        cost = self.problem.evaluate.cost
+        for name, value in (Cost().record() if state is None else state.cost).items():
+            setattr(cost, name, value)
+        before, tick = cost.total_seconds, time.perf_counter()
+        for state in self.method.run(self.problem, state):
+            # Time that the caller spends between the states is not the run's.
+            before += time.perf_counter() - tick
+            yield state.but(cost={**state.cost, "total_seconds": before})
+            tick = time.perf_counter()
+
+    def population(self, state: State) -> Population:
+        """The answer, from the run's final state."""
+        return Population.from_state(state, self.method, self.config)
+
+    def finish(self, checkpoint: str | Path | None = None, progress: bool | None = None) -> Population:
+        """Run to the end, with a bar and from and to a checkpoint folder."""
+        saved = Checkpoint(Path(checkpoint), self.config) if checkpoint is not None else None
+        state = saved.load(self.problem.evaluate.model.device) if saved else None
+        if isinstance(state, Population):
+            return state
+        done = state.step if state is not None else 0
+        bar = tqdm(total=self.problem.T, initial=done, disable=None if progress is None else not progress, desc=self.config["method"]["name"])
+        with bar:
+            for state in self.states(state):
+                if not state.done:
+                    bar.set_postfix(_glance(state), refresh=False)
+                    bar.update(state.step - bar.n)
+                    if saved:
+                        saved.keep(state)
+        assert state is not None
+        population = self.population(state)
+        _advise(population)
+        if saved:
+            saved.finish(population)
+        return population
+
+
+def prepare(
+    model: Model | Any,
+    reward: Callable | str,
+    method: Any = "vasr",
+    *,
+    particles: int = 64,
+    groups: int | Sequence[int] | None = None,
+    steps: int = 50,
+    lam: float | Strength = 1.0,
+    seed: int = 0,
+    budget: int | None = None,
+    batch_size: int | None = None,
+) -> Run:
+    """What `sample` does before the first network call: check everything, resolve names, solve λ. See `sample` for the arguments."""
+    method = make(method)
+    for name, value in (("particles", particles), ("steps", steps), ("batch_size", batch_size), ("budget", budget)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name} must be a whole number ≥ 1, not {value!r}")
+    if not isinstance(lam, Strength) and not (isinstance(lam, (int, float)) and math.isfinite(lam)):
+        raise ValueError(f"lam must be a finite number, viot.ess(share) or viot.kl(nats), not {lam!r}")
+    if not isinstance(seed, int):
+        raise TypeError(f"seed must be a whole number, not {seed!r}")
+    given_model, given_reward = model, reward
+    reward = as_reward(reward)
+    asks_for(reward)
+    model = as_model(model)
+    indices = _groups(groups, model)
+    budget = particles * steps if budget is None else budget
+    cost = method.cost(steps)
+    k = budget // cost
+    if k < 1:
+        raise ValueError(
+            f"the budget of {budget} network rows per group is too small: one particle of {name_of_method(method)} costs {cost} rows at "
+            f"T = {steps}. Use particles ≥ {math.ceil(cost / steps)} or budget ≥ {cost}."
+        )
+    grid = model.grid(steps)
+    if not isinstance(grid, Grid) or len(grid) != steps:
+        got = f"{len(grid)} steps" if isinstance(grid, Grid) else type(grid).__name__
+        raise ValueError(f"{type(model).__name__}.grid({steps}) must return a viot.Grid of {steps} steps, not {got}")
+    config = {
+        "model": _describe(given_model, model),
+        "reward": given_reward if isinstance(given_reward, str) else name_of(reward),
+        "method": {"name": name_of_method(method), **_plain(getattr(method, "settings", dict)())},
+        "particles": k,
+        "groups": list(indices),
+        "steps": steps,
+        "lam": lam,
+        "seed": seed,
+        "budget": budget,
+        "batch_size": batch_size,
+        "versions": {"viot": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+    if isinstance(lam, Strength):
+        # Another seed than the run's own: the pilot must not choose λ by the very particles that it is then applied to.
+        pilot = prepare(model, reward, "base", particles=particles, groups=indices, steps=steps, lam=0.0, seed=~seed, batch_size=batch_size)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SteeringWarning)
+            found = pilot.finish(progress=False)
+        config |= {"lam": lam.solve(found.rewards), "lam_pilot": {"wish": str(lam), "nfe": found.nfe, "reward_rows": found.reward_rows}}
+    rng = Rng(seed)
+    kernel = getattr(model, "kernel", None) or Gaussian()
+    evaluate = Evaluate(model, reward, kernel, rng, batch_size)
+    problem = Problem(evaluate, grid, kernel, indices, k, float(config["lam"]), rng, budget)
+    return Run(problem, method, config)
+
+
+def name_of_method(method: Any) -> str:
+    return getattr(method, "name", type(method).__name__)
+
+
+def _groups(groups: int | Sequence[int] | None, model: Model) -> tuple[int, ...]:
+    prompts = getattr(model, "prompts", None)
+    if groups is None:
+        groups = len(prompts) if prompts else 1
+    if isinstance(groups, int):
+        if groups < 1:
+            raise ValueError(f"groups must be ≥ 1, not {groups}")
+        return tuple(range(groups))
+    indices = tuple(int(g) for g in groups)
+    if not indices or min(indices) < 0 or len(set(indices)) < len(indices):
+        raise ValueError(f"groups must be a count or distinct indices ≥ 0, not {groups!r}")
+    return indices
+
+
+def _describe(given: Any, model: Model) -> Any:
+    """What the record says of the model: its name, or its type and shape, and whatever it tells of itself."""
+    told = getattr(model, "config", None)
+    about = {"name": given if isinstance(given, str) else type(model).__name__, "event_shape": list(model.event_shape)}
+    return about | ({"config": _plain(told)} if isinstance(told, dict) else {})
+
+
+def _plain(value: Any) -> Any:
+    """Settings as JSON can hold them: objects become their name with their own settings."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        from .value import NAMED
+
+        names = {kind: name for name, kind in NAMED.items()}
+        name = names.get(type(value), type(value).__name__)
+        return {"name": name, **{f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}}
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else name_of(value) if callable(value) else repr(value)
+
+
+def _glance(state: State) -> dict[str, str]:
+    """What the bar shows beside the steps and the time left."""
+    lineages = genealogy.distinct(state.roots).double().mean()
+    shown = {"ESS": f"{weights.ess(state.log_w).mean():.0f}", "lineages": f"{lineages:.0f}"}
+    if not state.rewards.isnan().all():
+        shown["best"] = f"{state.rewards.nan_to_num(nan=-math.inf).max():.2f}"
+    return shown
+
+
+def _advise(population: Population) -> None:
+    """Say, once, when the answer deserves a second look, with a λ to try."""
+    from .report.verdict import dead_groups, strength_advice
+
+    for advice in (dead_groups(population), strength_advice(population)):
+        if advice:
+            warnings.warn(advice, SteeringWarning, stacklevel=4)
+
+
+class Checkpoint:
+    """A folder that holds the newest state of a run, or its answer once there is one."""
+
+    #: What may differ between the interrupted run and the one that goes on: it changes no draw.
+    FREE = ("batch_size", "versions")
+
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.config = folder, config
+        self.state = folder / "state.safetensors"
+
+    def _check(self, found: dict[str, Any]) -> None:
+        ours = json.loads(json.dumps(self.config))
+        differ = [k for k in ours if k not in self.FREE and ours[k] != found.get(k)]
+        if differ:
+            which = "; ".join(f"{k}: {found.get(k)!r} there, {ours[k]!r} here" for k in differ)
+            raise ValueError(f"the checkpoint in {self.folder} belongs to another run ({which}). Use another folder, or remove this one.")
+
+    def load(self, device: torch.device) -> State | Population | None:
+        """The state to go on from, or the finished answer, or nothing."""
+        if (self.folder / "run.json").exists():
+            population = Population.load(self.folder)
+            self._check(population.config)
+            return population
+        if not self.state.exists():
+            return None
+        state, notes = State.load(self.state, device)
+        self._check(notes["config"])
+        return state
+
+    def keep(self, state: State) -> None:
+        state.save(self.state, config=self.config)
+
+    def finish(self, population: Population) -> None:
+        population.save(self.folder)
+        self.state.unlink(missing_ok=True)
+
+
+

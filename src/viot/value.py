@@ -1,0 +1,175 @@
+r"""Intermediate values: what a noisy state is worth, V_t(x_t) = (1/λ) log E[exp(λ r(x0)) | x_t], estimated.
+
+Any particle method takes any of them as `value=`. They differ in bias and cost; the network rows that they spend are counted and planned
+inside the budget. Whatever the value, the weights at the end are exact: a bad one costs efficiency, not truth.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .particles import State
+from .problem import Problem
+from .weights import log_mean_exp, tilt
+
+
+class Value(Protocol):
+    """Sets `state.rewards` (G, K) from a state whose prediction is made."""
+
+    def __call__(self, problem: Problem, state: State) -> State: ...
+
+    def rows(self, steps: int, scoring: list[int]) -> int:
+        """Network rows per particle that the value spends over a run of `steps` scored at `scoring`."""
+        ...
+
+
+def soft_mean(rewards: Tensor, lam: float) -> Tensor:
+    """(1/λ) log mean exp(λ r) over the last dimension, the plain mean at λ = 0."""
+    if lam == 0:
+        return rewards.mean(-1)
+    return log_mean_exp(tilt(rewards, lam)) / lam
+
+
+@dataclass(frozen=True)
+class Tweedie:
+    """r(E[x0 | x_t]): the reward of the clean guess of the same network call. Free."""
+
+    def __call__(self, problem: Problem, state: State) -> State:
+        assert state.prediction is not None
+        x, prediction = problem.rows(state.x), state.prediction.map(problem.rows)
+        guess = problem.kernel.guess(x, prediction)[:, 0]
+        scored = problem.evaluate.score(guess, problem.group_rows(state.x.shape[1]), state.step)
+        return state.but(rewards=problem.fold(scored.rewards))
+
+    def rows(self, steps: int, scoring: list[int]) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class X0Samples:
+    """Log-mean-exp over n clean guesses of the kernel: n fills of a masked sequence, scored each. No network rows.
+
+    A Gaussian model's guess is its conditional mean, so there it equals `Tweedie` at n times the reward calls.
+    """
+
+    n: int = 4
+
+    def __call__(self, problem: Problem, state: State) -> State:
+        assert state.prediction is not None
+        x, prediction = problem.rows(state.x), state.prediction.map(problem.rows)
+        guesses = problem.kernel.guess(x, prediction, problem.draw(state.step, "guess"), self.n).flatten(0, 1)
+        scored = problem.evaluate.score(guesses, problem.group_rows(state.x.shape[1] * self.n), state.step)
+        return state.but(rewards=problem.fold(soft_mean(scored.rewards.view(-1, self.n), problem.lam)))
+
+    def rows(self, steps: int, scoring: list[int]) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Log-mean-exp over n rollouts to x_0 in `steps` coarser steps each, the first of which reuses the prediction that is there.
+
+    Costs n · (steps − 1) network rows per particle and scoring step (fewer near the end of the chain).
+    """
+
+    n: int = 1
+    steps: int = 2
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.n < 1 or self.steps < 1:
+            raise ValueError(f"a rollout needs n ≥ 1 and steps ≥ 1, not n={self.n}, steps={self.steps}")
+
+    def levels(self, step: int, total: int) -> list[int]:
+        """The grid entries that a rollout from `step` visits, both ends included."""
+        hops = min(self.steps, total - step)
+        return [step + math.floor(i * (total - step) / hops + 0.5) for i in range(hops + 1)]
+
+    def __call__(self, problem: Problem, state: State) -> State:
+        assert state.prediction is not None
+
+        def repeat(v: Tensor) -> Tensor:
+            return problem.rows(v).repeat_interleave(self.n, 0)
+
+        x, prediction = repeat(state.x), state.prediction.map(repeat)
+        group = problem.group_rows(state.x.shape[1] * self.n)
+        levels = self.levels(state.step, problem.T)
+        draw = problem.draw(state.step, "rollout")
+        for j, k in zip(levels[:-1], levels[1:], strict=True):
+            if j != state.step:
+                prediction = problem.evaluate(x, problem.grid.times[j], group)[0]
+            x, _ = problem.kernel.step(x, prediction, problem.grid.coeffs(j, k), self.eta, draw)
+        scored = problem.evaluate.score(x, group, state.step)
+        return state.but(rewards=problem.fold(soft_mean(scored.rewards.view(-1, self.n), problem.lam)))
+
+    def rows(self, steps: int, scoring: list[int]) -> int:
+        return sum(self.n * (len(self.levels(j, steps)) - 2) for j in scoring)
+
+
+@dataclass(frozen=True)
+class Smoothed:
+    """An exponential average of another value along each lineage: keep · before + (1 − keep) · now. Steadier at early steps."""
+
+    inner: Value = field(default_factory=Tweedie)
+    keep: float = 0.5
+
+    def __call__(self, problem: Problem, state: State) -> State:
+        before = state.extra.get("smoothed")
+        state = self.inner(problem, state)
+        now = state.rewards if before is None else self.keep * before + (1 - self.keep) * state.rewards
+        # 0 · (−inf) would be NaN, and a dead particle is dead now, whatever its past.
+        now = torch.where(now.isnan() | state.rewards.isinf(), state.rewards, now)
+        return state.with_extra(smoothed=now).but(rewards=now)
+
+    def rows(self, steps: int, scoring: list[int]) -> int:
+        return self.inner.rows(steps, scoring)
+
+
+@dataclass(frozen=True)
+class Custom:
+    """A value of the user's own: `function(problem, state) -> (G, K)`. Network calls go through `problem.evaluate` and are counted.
+
+    `extra_rows` declares how many network rows per particle it spends over a whole run, so that the budget holds.
+    """
+
+    function: Callable[[Problem, State], Tensor]
+    extra_rows: int = 0
+
+    def __call__(self, problem: Problem, state: State) -> State:
+        value = torch.as_tensor(self.function(problem, state)).double().cpu()
+        if value.shape != state.log_w.shape:
+            raise ValueError(f"the intermediate value returned shape {tuple(value.shape)}, expected (G, K) = {tuple(state.log_w.shape)}")
+        return state.but(rewards=value)
+
+    def rows(self, steps: int, scoring: list[int]) -> int:
+        return self.extra_rows
+
+
+NAMED: dict[str, Callable[[], Value]] = {"tweedie": Tweedie, "x0_samples": X0Samples, "rollout": Rollout, "smoothed": Smoothed}
+
+
+def as_value(value: str | dict | Value | Callable) -> Value:
+    """A name, a name with settings {"name": "rollout", "n": 4}, a Value, or a callable (problem, state) -> (G, K)."""
+    if isinstance(value, str):
+        if value not in NAMED:
+            from .registry import unknown
+
+            raise unknown("intermediate value", value, NAMED)
+        return NAMED[value]()
+    if isinstance(value, dict):
+        settings = dict(value)
+        name = settings.pop("name")
+        if "inner" in settings:
+            settings["inner"] = as_value(settings["inner"])
+        return type(as_value(name))(**settings)
+    if hasattr(value, "rows"):
+        return value  # type: ignore[return-value]
+    if callable(value):
+        return Custom(value)
+    raise TypeError(f"value= takes a name, an object of viot.value, or a callable (problem, state) -> (G, K), not {value!r}")
