@@ -116,7 +116,7 @@ def _augment(x, gen):
 
 
 def train_reader(kind: str, data: str, out: Path, threads: int, epochs: int, batch: int = 128) -> None:
-    """The reward classifier (plain, as in the class-conditional tasks of the literature) or the judge (another net, augmented, smoothed)."""
+    """The reward classifier (plain, as in the class-conditional tasks of the literature) or the judge (another net, augmented)."""
     torch.set_num_threads(threads)
     torch.manual_seed({"classifier": 0, "judge": 1}[kind])
     (x, y), (x_test, y_test) = load_mnist(data), load_mnist(data, "test")
@@ -130,7 +130,7 @@ def train_reader(kind: str, data: str, out: Path, threads: int, epochs: int, bat
         for i in range(len(x) // batch):
             rows = order[i * batch : (i + 1) * batch]
             inputs = _augment(x[rows], gen) if kind == "judge" else x[rows]
-            loss = F.cross_entropy(net(inputs), y[rows], label_smoothing=0.05 if kind == "judge" else 0.0)
+            loss = F.cross_entropy(net(inputs), y[rows])
             opt.zero_grad()
             loss.backward()
             opt.step()
@@ -176,7 +176,7 @@ def main() -> None:
     elif args.what == "export":
         export(args.out)
     else:
-        train_reader(args.what, args.data, args.out, args.threads, args.epochs or {"classifier": 5, "judge": 8}[args.what])
+        train_reader(args.what, args.data, args.out, args.threads, args.epochs or {"classifier": 5, "judge": 6}[args.what])
 
 
 if __name__ == "__main__":

@@ -61,7 +61,8 @@ class State:
 
     def __getitem__(self, ancestors: Tensor) -> State:
         """Gather every per-particle array by ancestors (G, K)."""
-        if torch.equal(ancestors, torch.arange(ancestors.shape[1]).expand_as(ancestors)):
+        # Nobody moved: nothing to copy. (Fewer ancestors than particles is a choice, even if each is in its own slot.)
+        if ancestors.shape == self.log_w.shape and torch.equal(ancestors, torch.arange(ancestors.shape[1]).expand_as(ancestors)):
             return self
 
         def gather(value: Tensor) -> Tensor:
@@ -98,7 +99,12 @@ class State:
     # -- on disk ------------------------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path, **notes: Any) -> None:
-        """Write the state to one safetensors file, atomically: a run killed in the middle leaves the previous file whole."""
+        """Write the state to one safetensors file, atomically: a run killed in the middle leaves the previous file whole.
+
+        The final state is an answer, from which nothing goes on: `run.population(state).save(folder)` keeps that.
+        """
+        if self.done:
+            raise ValueError("this state is done; keep its answer with run.population(state).save(folder)")
         tensors = {"x": self.x, "log_w": self.log_w, "rewards": self.rewards, "roots": self.roots}
         if self.prediction is not None:
             tensors |= {f"prediction.{k}": v for k, v in vars(self.prediction).items() if isinstance(v, Tensor)}

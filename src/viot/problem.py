@@ -194,7 +194,8 @@ class Evaluate:
                 scores, parts = rewarding.call(self.reward, samples, n, offers)
             except Exception as error:
                 at = "the finished samples" if step < 0 else f"the clean guesses of step {step}"
-                error.add_note(f"(raised while the reward {rewarding.name_of(self.reward)} scored {n} of {at})")
+                if hasattr(error, "add_note"):  # Python 3.10 has no notes
+                    error.add_note(f"(raised while the reward {rewarding.name_of(self.reward)} scored {n} of {at})")
                 raise
         self.cost.reward_rows += n
         return samples, scores, parts
@@ -226,10 +227,11 @@ class Evaluate:
     def _checked(self, prediction: Prediction, x: Tensor) -> Prediction:
         if not isinstance(prediction, Prediction):
             raise TypeError(f"{type(self.model).__name__}.predict must return a viot.Prediction, not {type(prediction).__name__}")
-        if prediction.x0.shape != x.shape:
-            raise ValueError(
-                f"{type(self.model).__name__}.predict returned x0 of shape {tuple(prediction.x0.shape)} for x of shape {tuple(x.shape)}"
-            )
+        # Tokens have a vocabulary dimension more; anything else would broadcast without a word.
+        for name, value in {"x0": prediction.x0, "eps": prediction.eps, "logits": prediction.logits}.items():
+            if value is not None and (value.shape[:-1] if name == "logits" else value.shape) != x.shape:
+                found = f"{name} of shape {tuple(value.shape)}"
+                raise ValueError(f"{type(self.model).__name__}.predict returned {found} for x of shape {tuple(x.shape)}")
         if x.is_floating_point():
             # The chain runs in the state's precision, whatever the network's.
             prediction = prediction.map(lambda v: v.to(x.dtype) if v.is_floating_point() else v)

@@ -152,7 +152,7 @@ def ssp(masses: Tensor, u: Tensor) -> Tensor:
         first = torch.where(low, coin * total < a, coin * (2 - total) < 1 - b)
         stays = torch.where(low == first, i, j)
         done = torch.where(low == first, j, i)
-        settled.scatter_(1, done, torch.where(low, 0.0, 1.0))
+        settled.scatter_(1, done, (~low).to(p))
         rest = torch.where(low, total, total - 1)
         index = torch.cat([stays, index[:, 2 * pairs :]], 1)
         value = torch.cat([rest, value[:, 2 * pairs :]], 1)

@@ -75,7 +75,7 @@ def call(reward: Callable, samples: Any, n: int, offers: dict[str, Any]) -> tupl
 def _column(value: Tensor | Sequence[float], n: int, reward: Callable, where: str) -> Tensor:
     try:
         column = torch.as_tensor(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"the reward {name_of(reward)} returned {type(value).__name__}{where}; it must return {n} numbers, one per sample"
         ) from error

@@ -80,6 +80,10 @@ class Run:
         cost = self.problem.evaluate.cost
         for name, value in (Cost().record() if state is None else state.cost).items():
             setattr(cost, name, value)
+        if state is not None and state.done:
+            # Nothing follows the end; the terminal correction must not be applied twice.
+            yield state
+            return
         before, tick = cost.total_seconds, time.perf_counter()
         for state in self.method.run(self.problem, state):
             # Time that the caller spends between the states is not the run's.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,6 +10,7 @@ import torch
 
 from ..particles import State, flat_index
 from ..problem import Problem
+from ..weights import NEG_INF
 from .method import methods
 from .smc import ResamplingSMC, Schedule
 
@@ -31,7 +33,7 @@ class Base(_Independent):
 
     def finish(self, problem: Problem, state: State) -> State:
         tilted = super().finish(problem, state)
-        evidence = torch.logsumexp(tilted.log_w, -1, keepdim=True) - torch.tensor(float(problem.K)).log()
+        evidence = torch.logsumexp(tilted.log_w, -1, keepdim=True) - math.log(problem.K)
         # The same weight for everybody, whose mean is the evidence: an unsteered population that still says what steering would meet.
         return state.but(log_w=evidence.expand_as(state.log_w).clone())
 
@@ -65,12 +67,16 @@ class BestOfN(_Independent):
         return False
 
     def finish(self, problem: Problem, state: State) -> State:
-        evidence = torch.logsumexp(super().finish(problem, state).log_w, -1) - torch.tensor(float(problem.K)).log()
+        evidence = torch.logsumexp(super().finish(problem, state).log_w, -1) - math.log(problem.K)
         n = min(self.n or problem.K, problem.K)
         pools = problem.K // n
         rewards = state.rewards[:, : pools * n].unflatten(-1, (pools, n))
         winners = rewards.argmax(-1) + torch.arange(pools) * n
-        return take(state, winners).but(log_w=evidence[:, None].expand(-1, pools).clone())
+        kept = take(state, winners)
+        # A pool without a possible sample has no winner; the others share its weight, so that the mean stays the evidence.
+        possible = kept.rewards > NEG_INF
+        share = evidence + math.log(pools) - possible.sum(-1).clamp_min(1).double().log()
+        return kept.but(log_w=torch.where(possible, share[:, None], NEG_INF))
 
 
 def take(state: State, index: torch.Tensor) -> State:
@@ -98,4 +104,4 @@ def best_distinct(state: State) -> State:
         kept.append([i for i in order[g].tolist() if not (s := int(same_as[i])) in seen and not seen.add(s)])
     k = min(len(group) for group in kept)
     chosen = take(state, torch.tensor([group[:k] for group in kept]))
-    return chosen.but(log_w=torch.where(chosen.rewards.isinf().all(-1, keepdim=True), -torch.inf, torch.zeros_like(chosen.log_w)))
+    return chosen.but(log_w=torch.where(chosen.rewards > NEG_INF, 0.0, NEG_INF).double())

@@ -204,7 +204,7 @@ class ResamplingSMC(SMC):
 
     eta             noise of the proposal: 0 deterministic (DDIM), 1 ancestral (DDPM)
     resampling      the scheme's name, see `viot.resample`
-    ess_threshold   select only in groups whose ESS is below this share of K; None = at every scoring step
+    ess_threshold   select only in groups where the ESS of the masses is below this share of K; None = at every scoring step
     """
 
     eta: float = 1.0
@@ -235,7 +235,7 @@ class ResamplingSMC(SMC):
         log_m = self.log_masses(problem, state)
         chosen = weights.alive(log_m)
         if self.ess_threshold is not None:
-            chosen = chosen & (weights.ess(state.log_w) < self.ess_threshold * state.log_w.shape[1])
+            chosen = chosen & (weights.ess(log_m) < self.ess_threshold * log_m.shape[1])
         ancestors = self.ancestors(problem, state, torch.where(chosen[:, None], log_m, 0.0).exp())
         ancestors = torch.where(chosen[:, None], ancestors, resample.identity(*log_m.shape))
         corrected = state.log_w - math.log(state.log_w.shape[1]) - log_m

@@ -12,16 +12,7 @@ import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from torch import Tensor
 
 from ..model import Grid, Prediction
-
-
-def need(package: str, extra: str) -> Any:
-    """Import an optional package, or say what to install."""
-    import importlib
-
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise ImportError(f"this needs {package}: pip install 'viot[{extra}]'") from error
+from ..optional import need
 
 
 class UNet:
@@ -81,7 +72,7 @@ class UNet:
                 f"{name!r} holds no UNet2DModel that can be read (is the name right, and the network there?). Load its pipeline yourself "
                 f"and pass that to viot.sample."
             )
-        unet = diffusers.UNet2DModel.from_pretrained(name, **found[0], **hub)
+        unet = diffusers.UNet2DModel.from_pretrained(name, low_cpu_mem_usage=False, **found[0], **hub)
         kind = diffusers.DDPMScheduler.load_config(name, **found[1], **hub).get("_class_name", "DDPMScheduler")
         scheduler = getattr(diffusers, kind).from_pretrained(name, **found[1], **hub)
         model = cls(unet.float().to(device), scheduler, patch=patch, compile=compile, autocast=autocast)

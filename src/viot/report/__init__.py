@@ -1,1 +1,55 @@
 """What a person sees of a population: pictures, a page, a verdict."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .page import notebook, page
+from .pictures import contact_sheet, to_pil
+from .verdict import Verdict, verdict
+from .words import number
+
+if TYPE_CHECKING:
+    from ..population import Population
+
+__all__ = ["Verdict", "contact_sheet", "notebook", "page", "save_report", "to_pil", "verdict"]
+
+
+def save_report(population: Population, folder: str | Path) -> None:
+    """Write samples.png (or samples.txt) and report.html into `folder`, each whole or not at all.
+
+    Without Pillow the pictures are left out and a warning says so; points in space have no samples.png, the page plots them.
+    """
+    from ..population import write_text
+
+    folder = Path(folder)
+    if population.modality == "text":
+        write_text(folder / "samples.txt", samples_text(population))
+    elif population.modality in ("images", "video"):
+        try:
+            sheet = contact_sheet(population)
+        except ImportError as error:
+            warnings.warn(f"samples.png was not written: {error}", UserWarning, stacklevel=3)
+        else:
+            partial = folder / "samples.png.part"
+            sheet.save(partial, format="PNG", optimize=True)
+            os.replace(partial, folder / "samples.png")
+    write_text(folder / "report.html", page(population))
+
+
+def samples_text(population: Population) -> str:
+    """One sample per line, the heaviest first: reward, weight, and the text with its line breaks spelled \\n."""
+    from .gallery import group_label
+    from .pictures import order
+
+    lines = []
+    for i, positions in enumerate(order(population).tolist()):
+        if population.shape[0] > 1:
+            lines.append(f"# {group_label(population, i)}")
+        for j in positions:
+            text = str(population.samples[i][j]).replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+            lines.append(f"{number(population.rewards[i, j])}\t{population.weights[i, j]:.6f}\t{text}")
+    return "\n".join(lines) + "\n"

@@ -1,61 +1,193 @@
-"""May one believe the answer? Plain sentences from ESS, the spread of log Z over groups, and the surviving lineages."""
+"""May one believe the answer? Plain sentences from ESS, the spread of log Z over groups, surviving lineages, deaths and faults."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from .. import weights
+from .words import count, listed, method_name, number, percent, plural
 
 if TYPE_CHECKING:
     from ..population import Population
 
+Level = Literal["believe", "caution", "doubt"]
+
+#: Below this share of K the weights are lopsided enough to say so; below two particles there is no average left.
+LOW_SHARE = 0.1
+#: Standard deviations of log Z over groups: e^0.5 ≈ 1.6 and e^1 ≈ 2.7 are the factors by which estimates of Z typically differ.
+SPREAD_CAUTION, SPREAD_DOUBT = 0.5, 1.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How far to trust a population: a level, one sentence, and what it rests on."""
+
+    level: Level
+    headline: str
+    reasons: list[str] = field(default_factory=list)
+
+
+# -- what sampling warns of -----------------------------------------------------------------------------------------------------------
+
 
 def dead_groups(population: Population) -> str | None:
     """Which groups died, if any."""
-    dead = [population.config["groups"][i] for i in population.dead_groups]
+    indices = population.config.get("groups") or range(population.shape[0])
+    dead = [indices[i] for i in population.dead_groups]
     if not dead:
         return None
-    listed = ", ".join(map(str, dead[:8])) + (" …" if len(dead) > 8 else "")
+    names = ", ".join(map(str, dead[:8])) + (" …" if len(dead) > 8 else "")
     return (
-        f"group{'s' * (len(dead) > 1)} {listed} died: every particle's reward was −inf, NaN or +inf. They are returned frozen, with NaN "
+        f"group{'s' * (len(dead) > 1)} {names} died: every particle's reward was −inf, NaN or +inf. They are returned frozen, with NaN "
         f"weights. Use more particles, or a reward that is finite where samples are still rough."
     )
 
 
 def lam_for_ess(population: Population, share: float = 0.3) -> float | None:
     """The λ at which reweighting this population would keep an ESS of `share` · K: a λ to try when the one used was too strong."""
-    lam = float(population.config["lam"])
-    log_w, r = population.log_weights, population.rewards
-    usable = ~log_w.isnan().any(-1) & r.isfinite().all(-1)
-    if lam == 0 or not usable.any():
+    lam = float(population.config.get("lam") or 0.0)
+    living = ~population.log_weights.isnan().any(-1)
+    if lam == 0 or not living.any():
         return None
-    log_w, r = log_w[usable], r[usable]
-
-    def shortfall(factor: torch.Tensor) -> torch.Tensor:
-        return -weights.ess(log_w + (factor - 1) * lam * r).mean() / log_w.shape[1]
-
-    grid = torch.linspace(0, 1, 201, dtype=torch.float64)[:-1]
-    enough = [f for f in grid if shortfall(f) <= -share]
-    return float(lam * enough[-1]) if enough and enough[-1] > 0 else None
+    log_w, r = population.log_weights[living], population.rewards[living]
+    # A dead particle has weight 0 at every λ; its reward of −inf must not meet a factor.
+    r = torch.where(r.isfinite(), r, 0.0)
+    factors = torch.linspace(0, 1, 201, dtype=torch.float64)[1:-1]
+    enough = [f for f in factors.tolist() if weights.ess(log_w + (f - 1) * lam * r).mean() >= share * log_w.shape[1]]
+    return lam * enough[-1] if enough else None
 
 
 def strength_advice(population: Population) -> str | None:
-    """λ too strong for these particles (ESS < 2), or too weak to be felt (λ · std(r) < 0.1), with one to try."""
-    lam, k = float(population.config.get("lam", 0.0)), population.shape[1]
+    """λ too strong for these particles (ESS < 2), or too weak to be felt (λ · std(r) < 0.1), with one to try.
+
+    Only for weighted draws: of a maximiser's candidates the weights say nothing.
+    """
+    lam, k = float(population.config.get("lam") or 0.0), population.shape[1]
     rewards = population.rewards[population.rewards.isfinite()]
-    if k < 3 or lam == 0 or len(rewards) < 3:
+    if not population.exact or k < 3 or lam == 0 or len(rewards) < 3:
         return None
-    if population.exact and bool((population.ess[population.ess > 0] < 2).any()):
-        milder = lam_for_ess(population)
-        hint = f"lam={milder:.3g} would keep about 30 % of them" if milder else "use a smaller lam"
-        return (
-            f"fewer than 2 effective particles of {k} are left in a group: the weights rest on a single sample. {hint[0].upper()}{hint[1:]}, "
-            f"or use more particles."
-        )
+    if bool((population.ess[population.ess > 0] < 2).any()):
+        return f"fewer than 2 effective particles of {k} are left in a group: the weights rest on a single sample. {_milder(population)}"
     spread = rewards.std().item()
-    if abs(lam) * spread < 0.1:
+    if abs(lam) * spread < 0.1 and not _moved(population):
         stronger = f" lam={1 / spread:.3g} makes one standard deviation of reward count e-fold." if spread > 0 else " All rewards are equal."
         return f"λ · std(reward) = {abs(lam) * spread:.2g}: steering this weak is hardly felt.{stronger}"
     return None
+
+
+def _moved(population: Population) -> bool:
+    """Has the steering gone somewhere, although the rewards now lie close together (a reward that saturates)?
+
+    KL(π ‖ p) = λ E_π[r] − log Z, estimated from the population: nearly 0 where nothing was felt.
+    """
+    kl = float(population.config["lam"]) * population.mean() - population.log_z
+    return bool((kl > 0.1).any())
+
+
+def _milder(population: Population) -> str:
+    """The way out of weights that are too uneven."""
+    milder = lam_for_ess(population)
+    if milder is None:
+        return "Use a smaller lam, or more particles."
+    return f"lam={milder:.3g} would keep about 30 % of them; or use more particles."
+
+
+# -- the verdict ----------------------------------------------------------------------------------------------------------------------
+
+
+def verdict(population: Population) -> Verdict:
+    """Believe the answer, look twice, or doubt it: from the final ESS, the agreement of groups, lineages, deaths and faults."""
+    g, k = population.shape
+    trouble = _losses(population)
+    dead = len(population.dead_groups)
+    if dead == g:
+        return Verdict("doubt", "Nothing to believe: every particle died.", trouble)
+    if not population.exact:
+        return Verdict("caution" if trouble else "believe", _candidates(population), trouble)
+    living = population.ess[population.ess > 0]
+    ess, worst = living.mean().item(), living.min().item()
+    spread, agreement = _agreement(population)
+    inherited, lineages = _inheritance(population)
+    reasons = [_effective(ess, worst, k, g), *([agreement] if agreement else []), *lineages, *trouble]
+    if worst < 2 and k > 2:
+        what = f"the answer rests on about {plural(max(1, round(worst)), 'particle')} of {k}" + (" in one group" if g > 1 else "")
+        return Verdict("doubt", f"Doubt it: {what}.", [*reasons, _milder(population)])
+    if spread > SPREAD_DOUBT:
+        return Verdict("doubt", "Doubt it: the groups disagree on how much mass there is to find.", [*reasons, _milder(population)])
+    low, apart = worst < LOW_SHARE * k, spread > SPREAD_CAUTION
+    if low or apart or inherited or trouble:
+        why = ["the weights are uneven"] * low + ["the groups differ"] * apart + ["few lineages are left"] * inherited
+        why += ["some particles were lost"] * bool(trouble)
+        advice = [_milder(population)] if low or apart else ["More particles would keep more lineages."] if inherited else []
+        return Verdict("caution", f"Usable with care: {listed(why)}.", [*reasons, *advice])
+    advice = strength_advice(population)
+    if advice:
+        return Verdict("believe", "Believe it, but it is hardly steered.", [*reasons, advice])
+    agrees = f", and the {g} groups agree" if agreement and g > 1 else ""
+    return Verdict("believe", f"Believe it: about {round(ess)} effective particles of {count(k)}{agrees}.", reasons)
+
+
+def _candidates(population: Population) -> str:
+    name = method_name(population.config)
+    if name == "base":
+        return "Plain draws of the model: equally weighted, not steered."
+    return f"Candidates, not draws: {name} looks for high reward and does not sample the tilted law, so the ESS says nothing here."
+
+
+def _effective(ess: float, worst: float, k: int, g: int) -> str:
+    least = f", {number(worst)} in the worst group" if g > 1 else ""
+    accuracy = f" Averages are good to about ±{number(1 / math.sqrt(ess), 2)} standard deviations of what is averaged." if ess > 0 else ""
+    return f"ESS {number(ess)} of {count(k)} ({percent(ess / k)}){least}.{accuracy}"
+
+
+def _agreement(population: Population) -> tuple[float, str | None]:
+    """The standard deviation of log Z over the groups that share a prompt, and what it means."""
+    g = population.shape[0]
+    prompts = (population.config.get("model") or {}).get("config", {}).get("prompts")
+    indices = list(population.config.get("groups") or range(g))
+    same: dict[int, list[float]] = {}
+    for i, z in enumerate(population.log_z.tolist()):
+        if math.isfinite(z):
+            same.setdefault(indices[i] % len(prompts) if prompts else 0, []).append(z)
+    sets = [torch.tensor(z, dtype=torch.float64) for z in same.values() if len(z) > 1]
+    if not sets:
+        alone = g == 1 and bool(population.log_z.isfinite().all())
+        return 0.0, "One group cannot check itself: groups=4 would show how far log Z is reproducible." if alone else None
+    freedom = sum(len(z) - 1 for z in sets)
+    spread = math.sqrt(sum(float(((z - z.mean()) ** 2).sum()) for z in sets) / freedom)
+    return spread, (
+        f"log Z differs by {number(spread, 2)} (standard deviation over {plural(freedom + len(sets), 'independent group')}): one group's estimate "
+        f"of Z is off by a factor of about {number(math.exp(spread), 2)}."
+    )
+
+
+def _inheritance(population: Population) -> tuple[bool, list[str]]:
+    """Are there so few ancestors left that the particles' coarse structure was decided by one of them?"""
+    k = population.shape[1]
+    # Without a selection every particle is its own lineage.
+    if not len(population.ancestors):
+        return False, []
+    least = int(population.surviving_lineages.min())
+    some = " in the worst group" if population.shape[0] > 1 else ""
+    text = f"{plural(least, 'lineage')} of {count(population.ancestors.shape[-1])} {'is' if least == 1 else 'are'} left{some}"
+    if least == 1 and k >= 8:
+        return True, [f"{text}: all particles share one ancestor, and differ only by the noise added since."]
+    return False, [f"{text}."]
+
+
+def _losses(population: Population) -> list[str]:
+    """Groups and particles that died, and faulty rewards."""
+    found = []
+    if advice := dead_groups(population):
+        found.append(advice[0].upper() + advice[1:])
+    living = ~population.log_weights.isnan().all(-1)
+    died = int((population.rewards[living] == -math.inf).sum())
+    if died:
+        found.append(f"{plural(died, 'particle')} of the answer {'has' if died == 1 else 'have'} a reward of −∞ and weight 0.")
+    if population.faults:
+        found.append(f"The reward returned NaN or +inf {plural(population.faults, 'time')}; those particles counted as dead.")
+    return found

@@ -1,0 +1,241 @@
+"""One self-contained HTML page about a population: what was done, how far to trust it, the samples, and what happened on the way."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import cache
+from html import escape
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .. import lineage
+from .gallery import gallery, group_label
+from .svg import Line, chart
+from .tree import tree
+from .verdict import verdict
+from .words import count, duration, number, obstacle, percent, repeat_line, sentence, title
+
+if TYPE_CHECKING:
+    from ..population import Population
+
+#: A sign beside the words, so that the verdict's level is not a matter of colour alone.
+SIGNS = {"believe": "✓", "caution": "!", "doubt": "✕"}
+TREES, ROWS = 4, 64
+
+
+@cache
+def style() -> str:
+    return files(__package__).joinpath("style.css").read_text(encoding="utf-8")
+
+
+def document(heading: str, body: str) -> str:
+    """A whole page around `body`."""
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta name="color-scheme" content="light dark"><title>{escape(heading)} · viot</title><style>{style()}</style></head>'
+        f"<body><main>{body}</main></body></html>\n"
+    )
+
+
+def page(population: Population) -> str:
+    """The report as one HTML document: no network, no scripts, light and dark, readable at phone width and in print."""
+    heading = title(population)
+    sections = [
+        ("Samples", gallery(population)),
+        ("Parts of the reward", _parts(population)),
+        ("Groups", _groups(population)),
+        ("On the way", _charts(population)),
+        ("Genealogy", _trees(population)),
+        ("Cost", _cost(population)),
+        ("Run it again", _again(population)),
+    ]
+    body = "".join(f"<section><h2>{name}</h2>{content}</section>" for name, content in sections if content)
+    return document(heading, _head(population, heading) + body)
+
+
+def notebook(population: Population, height: int = 720) -> str:
+    """The page in a frame of its own, so that neither its style nor the notebook's reaches the other."""
+    return (
+        f'<iframe title="viot report" srcdoc="{escape(page(population))}" sandbox="" '
+        f'style="width:100%;height:{height}px;border:1px solid #8884;border-radius:8px"></iframe>'
+    )
+
+
+# -- the top --------------------------------------------------------------------------------------------------------------------------
+
+
+def _head(population: Population, heading: str) -> str:
+    found = verdict(population)
+    reasons = "".join(f"<li>{escape(reason)}</li>" for reason in found.reasons)
+    return (
+        f'<header><p class="eyebrow">viot report</p><h1>{escape(heading)}</h1><p class="sub">{escape(sentence(population))}</p></header>'
+        f'<div class="verdict {found.level}"><span class="sign" aria-hidden="true">{SIGNS[found.level]}</span>'
+        f"<div><p>{escape(found.headline)}</p>{f'<ul>{reasons}</ul>' if reasons else ''}</div></div>{_tiles(population)}"
+    )
+
+
+def _tiles(population: Population) -> str:
+    g, k = population.shape
+    rewards = population.rewards[population.rewards.isfinite()]
+    means = population.mean()[population.ess > 0]
+    facts = [
+        ("mean reward", number(means.mean()) if len(means) else "–", "weighted" if population.exact else "of the particles"),
+        ("best reward", number(rewards.max()) if len(rewards) else "–", f"of {count(g * k)}"),
+    ]
+    if population.exact:
+        facts.append(("effective sample size", number(population.ess.mean()), f"of {count(k)}" + (" per group" if g > 1 else "")))
+    z = population.log_z[population.log_z.isfinite()]
+    if len(z):
+        apart = f"± {number(z.std(), 2)} over groups" if len(z) > 1 else "log E exp(λ r)"
+        facts.append(("log Z", number(z.mean()), apart))
+    if len(population.ancestors):
+        left = population.surviving_lineages.double().mean()
+        facts.append(("lineages left", number(left, 3 if g > 1 else 6), f"of {count(population.ancestors.shape[-1])}"))
+    facts.append(("network rows", count(population.nfe), duration(population.seconds.get("total", 0.0))))
+    return '<dl class="facts">' + "".join(f"<div><dt>{a}</dt><dd>{b}<small>{c}</small></dd></div>" for a, b, c in facts) + "</dl>"
+
+
+# -- the middle -----------------------------------------------------------------------------------------------------------------------
+
+
+def _parts(population: Population) -> str:
+    if not population.parts:
+        return ""
+    rows = []
+    for name, part in population.parts.items():
+        best = part.gather(-1, population.rewards.nan_to_num(nan=-math.inf).argmax(-1, keepdim=True))
+        rows.append([name, number(population.mean(part).mean()), number(best.mean()), number(part.amin()), number(part.amax())])
+    return table(["part", "weighted mean", "at the best sample", "lowest", "highest"], rows)
+
+
+def _groups(population: Population) -> str:
+    g = population.shape[0]
+    if g == 1:
+        return ""
+    mean, best, ess, z, left = population.mean(), population.rewards.amax(-1), population.ess, population.log_z, population.surviving_lineages
+    rows = [
+        [group_label(population, i), number(mean[i]), number(best[i]), number(ess[i]), number(z[i]), count(left[i])] for i in range(min(g, ROWS))
+    ]
+    more = f'<p class="more">and {count(g - ROWS)} more</p>' if g > ROWS else ""
+    return table(["group", "mean reward", "best reward", "ESS", "log Z", "lineages"], rows) + more
+
+
+def _line(label: str, x: list[float], values: Tensor) -> Line:
+    """The mean over the groups of (points, G) values, with the band from lowest to highest."""
+    values = torch.where(values.isfinite(), values.double(), torch.nan)
+    mean = values.nanmean(-1).tolist()
+    if values.shape[1] == 1:
+        return Line(label, x, mean)
+    low, high = values.nan_to_num(nan=math.inf).amin(-1), values.nan_to_num(nan=-math.inf).amax(-1)
+    return Line(label, x, mean, low.tolist(), high.tolist())
+
+
+def _charts(population: Population) -> str:
+    trace, k = population.trace, population.ancestors.shape[-1]
+    steps = trace.get("step", torch.zeros(0)).tolist()
+    if not steps:
+        return '<p class="lede">This method makes no selection: every particle goes its own way, and is scored at the end.</p>'
+    total = float(population.config.get("steps") or steps[-1] + 1)
+    span, end = (0.0, total), [*steps, total]
+
+    def with_end(name: str, last: Tensor) -> Tensor:
+        return torch.cat([trace[name], last[None]])
+
+    def has(name: str) -> bool:
+        return name in trace and bool(trace[name].isfinite().any())
+
+    whole = population.exact and population.shape[1] == k
+    drawn = []
+    if has("ess"):
+        note = "How many equally weighted particles the weights are worth, before each selection" + (" and at the end." if whole else ".")
+        values = with_end("ess", population.ess) if whole else trace["ess"]
+        drawn.append(chart("Effective sample size", note, [_line("ESS", end if whole else steps, values)], y_label="particles", floor=0, ceiling=k, x_range=span))
+    if has("reward_mean") and has("reward_max"):
+        lines = [
+            _line("highest", end, with_end("reward_max", population.rewards.amax(-1))),
+            _line("mean", end, with_end("reward_mean", torch.where(population.rewards.isfinite(), population.rewards, torch.nan).nanmean(-1))),
+        ]
+        drawn.append(chart("Reward", "Of the clean guesses at each selection, and of the finished samples at the end.", lines, y_label="reward", x_range=span))
+    lines = [_line("first ancestors still represented", [0.0, *steps], lineage.surviving(population.ancestors))]
+    if has("distinct_parents"):
+        lines.insert(0, _line("particles that became parents", steps, trace["distinct_parents"]))
+    drawn.append(chart("Descent", "How many have children at each selection, and how many lineages go on.", lines, y_label="particles", floor=0, ceiling=k, x_range=span))
+    if has("offspring_variance"):
+        note = "Mean squared distance of the numbers of children from what the masses ask for: lower is better."
+        drawn.append(chart("Offspring variance", note, [_line("variance", steps, trace["offspring_variance"])], y_label="children²", floor=0, x_range=span))
+    if has("absorption"):
+        lines = [_line("absorption", steps, trace["absorption"])]
+        drawn.append(chart("Absorption", "The expected share of particles that die at each selection.", lines, y_label="share", floor=0, ceiling=1, x_range=span))
+    if has("lam") and has("absorption"):
+        drawn.append(chart("Path strength λₖ", "The strength that each selection applied; it never changes the target.", [_line("λₖ", steps, trace["lam"])], y_label="λₖ", x_range=span))
+    bands = '<p class="more">Lines are means over the groups, bands reach from the lowest to the highest.</p>' if population.shape[0] > 1 else ""
+    return f'<div class="charts">{"".join(drawn)}</div>{bands}'
+
+
+def _trees(population: Population) -> str:
+    s, g, k = population.ancestors.shape
+    if not s or k < 2:
+        return ""
+    steps, total = population.trace["step"].tolist(), int(population.config.get("steps") or 0)
+    final = lineage.roots(population.ancestors)[-1]
+    # A population that was cut down by `best` or `draw` no longer says which of the last generation each weight belongs to.
+    whole = final.shape == population.roots.shape and torch.equal(final, population.roots) and population.exact
+    drawn = []
+    for i in range(min(g, TREES)):
+        weights = population.weights[i] if whole else None
+        figure = tree(population.ancestors[:, i], steps, total, weights, group_label(population, i) if g > 1 else "")
+        drawn.append(figure if i == 0 else f"<details><summary>{escape(group_label(population, i))}</summary>{figure}</details>")
+    more = f'<p class="more">and {count(g - TREES)} more groups</p>' if g > TREES else ""
+    return "".join(drawn) + more
+
+
+# -- the end --------------------------------------------------------------------------------------------------------------------------
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A table whose first column is words and whose others are numbers."""
+    top = "".join(f"<th>{escape(h)}</th>" for h in head)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _cost(population: Population) -> str:
+    rows = [
+        ("network", "rows through the network", population.nfe, "network"),
+        ("gradient", "rows through its gradient", population.grad_rows, None),
+        ("decode", "rows decoded", population.decode_rows, "decode"),
+        ("reward", "rows scored", population.reward_rows, "reward"),
+        ("selection", "", None, "selection"),
+    ]
+    total = population.seconds.get("total", 0.0)
+    known = sum(population.seconds.get(clock, 0.0) for *_, clock in rows if clock)
+    lines = [(name, what, n, population.seconds.get(clock) if clock else None) for name, what, n, clock in rows if n or clock]
+    lines.append(("everything else", "", None, max(0.0, total - known)))
+    cells = []
+    for name, what, n, seconds in lines:
+        share = seconds / total if seconds is not None and total else 0.0
+        time = "" if seconds is None else duration(seconds)
+        bar = "" if seconds is None else f'<i style="--share:{share:.4f}"></i><span>{percent(share)}</span>'
+        rows_text = "" if n is None else f"{count(n)} {what.partition(' ')[0]}"
+        cells.append(f'<tr><td>{name}</td><td>{rows_text}</td><td>{time}</td><td class="share">{bar}</td></tr>')
+    foot = f"<tr><td>total</td><td></td><td>{duration(total)}</td><td></td></tr>"
+    faults = f'<p class="more">{count(population.faults)} rewards were NaN or +inf and counted as dead.</p>' if population.faults else ""
+    pilot = population.config.get("lam_pilot")
+    solved = f'<p class="more">Before that, {count(pilot["nfe"])} network rows solved λ for {escape(str(pilot["wish"]))}.</p>' if pilot else ""
+    return (
+        f'<div class="scroll"><table class="cost"><thead><tr><th>what</th><th>rows</th><th>time</th><th>share of the time</th></tr></thead>'
+        f"<tbody>{''.join(cells)}</tbody><tfoot>{foot}</tfoot></table></div>{faults}{solved}"
+    )
+
+
+def _again(population: Population) -> str:
+    config = population.config
+    line = repeat_line(config)
+    why = obstacle(config) or ""
+    how = f"<pre><code>{line}</code></pre>" if line else f'<p class="lede">{escape(why[:1].upper() + why[1:])}</p>'
+    text = json.dumps(config, indent=2, ensure_ascii=False, default=str)
+    return f"{how}<details><summary>Configuration</summary><pre><code>{escape(text)}</code></pre></details>"
