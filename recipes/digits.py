@@ -19,10 +19,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from mnist import load_mnist
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
+from mnist import load_mnist
 from viot.rewards.digits.nets import Classifier, Judge
 
 ROOT = Path(__file__).parents[1] / "src/viot"

@@ -40,8 +40,8 @@ class Kernel(Protocol):
 
 def per_row(value: float | Tensor, like: Tensor) -> Tensor:
     """A scalar or one value per row, float64, shaped to broadcast against `like` (rows, …)."""
-    value = torch.as_tensor(value, dtype=torch.float64)
-    return value.reshape(value.shape + (1,) * (like.ndim - value.ndim)) if value.ndim else value
+    column = torch.as_tensor(value, dtype=torch.float64)
+    return column.reshape(column.shape + (1,) * (like.ndim - column.ndim)) if column.ndim else column
 
 
 @dataclass(frozen=True)

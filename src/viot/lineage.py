@@ -11,7 +11,7 @@ from torch import Tensor
 
 def roots(ancestors: Tensor) -> Tensor:
     """(S+1, G, K): the initial index of every particle's lineage, before the first selection and after each."""
-    s, g, k = ancestors.shape
+    _, g, k = ancestors.shape
     found = [torch.arange(k).expand(g, k)]
     for parents in ancestors.long():
         found.append(found[-1].gather(-1, parents))
@@ -36,7 +36,7 @@ def surviving(ancestors: Tensor) -> Tensor:
 
 def paths(ancestors: Tensor) -> Tensor:
     """(S+1, G, K): where in each generation the line of every *final* particle stood, the final generation last."""
-    s, g, k = ancestors.shape
+    _, g, k = ancestors.shape
     line = [torch.arange(k).expand(g, k)]
     for parents in ancestors.long().flip(0):
         line.append(parents.gather(-1, line[-1]))

@@ -71,10 +71,9 @@ class Population:
         # A maximiser may return fewer particles than it ran.
         full = state.history[0].ancestors.shape[-1] if state.history else k
         ancestors = torch.stack([s.ancestors for s in state.history]) if state.history else torch.zeros(0, g, full, dtype=torch.int32)
-        samples = state.samples
-        samples = samples.unflatten(0, (g, k)) if isinstance(samples, Tensor) else [samples[i * k : (i + 1) * k] for i in range(g)]
+        rows = state.samples
         return cls(
-            samples=samples.cpu() if isinstance(samples, Tensor) else samples,
+            samples=rows.unflatten(0, (g, k)).cpu() if isinstance(rows, Tensor) else [rows[i * k : (i + 1) * k] for i in range(g)],
             x0=state.x.cpu(),
             rewards=state.rewards,
             parts=state.parts,
@@ -128,10 +127,10 @@ class Population:
 
     def mean(self, values: Tensor | None = None) -> Tensor:
         """Weighted mean over K of `values` (G, K, …), the rewards if None."""
-        values = self.rewards if values is None else values
-        w = self.weights.view(*self.shape, *(1,) * (values.ndim - 2))
+        averaged = self.rewards if values is None else values
+        w = self.weights.view(*self.shape, *(1,) * (averaged.ndim - 2))
         # A weight of zero hides even an infinite value.
-        return torch.where(w > 0, w * values, 0.0).sum(1)
+        return torch.where(w > 0, w * averaged, 0.0).sum(1)
 
     # -- choosing from it ---------------------------------------------------------------------------------------------------------
 

@@ -138,12 +138,11 @@ class Evaluate:
         x (rows, *event_shape), t (rows,) or one time for all, group (rows,) indices. With `score`, also the rewards (rows,) of the clean
         guesses; with `grad`, also ∂r/∂x (rows, *event_shape). `step` names the random stream of a stochastic reward.
         """
-        t = torch.as_tensor(t, device=x.device)
-        t = t.expand(len(x)) if t.ndim == 0 else t
+        times = torch.as_tensor(t, device=x.device).expand(len(x))
         noise = self._noise(group, step, "reward") if score or grad else None
         predictions, rewards, grads = [], [], []
         for part in self._slices(len(x)):
-            xs, ts, gs = x[part], t[part], group[part]
+            xs, ts, gs = x[part], times[part], group[part]
             with self._gradients(grad):
                 xs = xs.detach().requires_grad_() if grad else xs
                 with self.cost.timed("network"):

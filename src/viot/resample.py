@@ -91,7 +91,12 @@ def _from_cumulative_counts(c: Tensor) -> Tensor:
 @_scheme("systematic", "one uniform, K equidistant points; the least variance per particle", lambda k: 1)
 def systematic(masses: Tensor, u: Tensor) -> Tensor:
     # The points U + k below C number ceil(C − U): no search is needed.
-    return _from_cumulative_counts(_cumulative(masses).sub_(u).ceil_().long())
+    c = _cumulative(masses)
+    full = c >= c.shape[-1]
+    c = c.sub_(u).ceil_()
+    # K − U rounds to K − 1 for the largest U there is.
+    c[full] = c.shape[-1]
+    return _from_cumulative_counts(c.long())
 
 
 @_scheme("stratified", "one uniform point in each of K equal strata", lambda k: k)
@@ -177,10 +182,14 @@ def killing(masses: Tensor, u: Tensor) -> Tensor:
 
 def donors_among(survivors: Tensor, u: Tensor) -> Tensor:
     """For each u (G, K) in [0, 1) the index of a uniformly chosen survivor of its group; survivors (G, K) bool, at least one per group."""
-    n = survivors.sum(-1, keepdim=True)
+    upto = survivors.cumsum(-1)
+    n = upto[:, -1:]
     rank = (u * n).long().minimum(n - 1)
-    listed = survivors.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
-    return listed.gather(-1, rank)
+    # The survivors' indices, packed to the left; the dead all write into a last column that nobody reads.
+    k = survivors.shape[-1]
+    packed = torch.zeros(len(survivors), k + 1, dtype=torch.long)
+    packed.scatter_(-1, torch.where(survivors, upto - 1, k), identity(len(survivors), k))
+    return packed.gather(-1, rank)
 
 
 @_scheme("fleming_viot", "keep i with probability m_i / max m, else copy a uniform survivor", lambda k: 2 * k)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from tqdm.auto import tqdm
 
 from . import __version__, weights
@@ -85,10 +84,10 @@ class Run:
             yield state
             return
         before, tick = cost.total_seconds, time.perf_counter()
-        for state in self.method.run(self.problem, state):
+        for reached in self.method.run(self.problem, state):
             # Time that the caller spends between the states is not the run's.
             before += time.perf_counter() - tick
-            yield state.but(cost={**state.cost, "total_seconds": before})
+            yield reached.but(cost={**reached.cost, "total_seconds": before})
             tick = time.perf_counter()
 
     def population(self, state: State) -> Population:
@@ -104,14 +103,16 @@ class Run:
         done = state.step if state is not None else 0
         bar = tqdm(total=self.problem.T, initial=done, disable=None if progress is None else not progress, desc=self.config["method"]["name"])
         with bar:
-            for state in self.states(state):
-                if not state.done:
-                    bar.set_postfix(_glance(state), refresh=False)
-                    bar.update(state.step - bar.n)
+            reached = None
+            for reached in self.states(state):
+                if not reached.done:
+                    bar.set_postfix(_glance(reached), refresh=False)
+                    bar.update(reached.step - bar.n)
                     if saved:
-                        saved.keep(state)
-        assert state is not None
-        population = self.population(state)
+                        saved.keep(reached)
+        if reached is None or not reached.done:
+            raise RuntimeError(f"{self.config['method']['name']} ended without a state that is `done`; the last state of run() must be")
+        population = self.population(reached)
         _advise(population)
         if saved:
             saved.finish(population)
@@ -214,8 +215,7 @@ def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         from .value import NAMED
 
-        names = {kind: name for name, kind in NAMED.items()}
-        name = names.get(type(value), type(value).__name__)
+        name = next((known for known, kind in NAMED.items() if kind is type(value)), type(value).__name__)
         return {"name": name, **{f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}}
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}

@@ -6,6 +6,7 @@ inside the budget. Whatever the value, the weights at the end are exact: a bad o
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -101,7 +102,7 @@ class Rollout:
         group = problem.group_rows(state.x.shape[1] * self.n)
         levels = self.levels(state.step, problem.T)
         draw = problem.draw(state.step, "rollout")
-        for j, k in zip(levels[:-1], levels[1:], strict=True):
+        for j, k in itertools.pairwise(levels):
             if j != state.step:
                 prediction = problem.evaluate(x, problem.grid.times[j], group)[0]
             x, _ = problem.kernel.step(x, prediction, problem.grid.coeffs(j, k), self.eta, draw)

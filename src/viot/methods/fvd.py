@@ -149,7 +149,10 @@ class FVD(SMC):
             return state.group["lam"]
         gap = state.rewards - state.rewards.amax(-1, keepdim=True)
         low, high = (torch.full_like(state.group["lam"], b) for b in self.lam_bounds)
-        absorbed = lambda lam: 1 - weights.tilt(gap, lam[:, None] * share).nan_to_num(nan=NEG_INF).exp().mean(-1)  # noqa: E731
+
+        def absorbed(lam: Tensor) -> Tensor:
+            return 1 - weights.tilt(gap, lam[:, None] * share).nan_to_num(nan=NEG_INF).exp().mean(-1)
+
         return weights.solve_monotone(absorbed, self.alpha_star, low, high)
 
     def lam_next(self, lam: Tensor, absorption: Tensor, k: int) -> Tensor:

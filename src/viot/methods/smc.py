@@ -167,13 +167,14 @@ class SMC(Method):
         n = resample.counts(ancestors)
         parents = (n > 0).sum(-1)
         finite = torch.where(before.rewards > NEG_INF, before.rewards, torch.nan)
-        spread = torch.where(log_m.isnan(), 0.0, (n - k * log_m.exp()) ** 2).mean(-1)
-        log_w = weights.normalize(before.log_w)
-        # V_cont of arXiv 2604.06779, with the plug-in s_i = exp(λ r_i), in units of its minimum over all masses: 1 is the optimum.
-        # The rewards are centred first; the ratio does not change, and nothing overflows.
-        log_s = weights.tilt(finite - finite.nan_to_num(nan=NEG_INF).amax(-1, keepdim=True), problem.lam)
-        cont = (2 * (log_w + log_s) - log_m).nan_to_num(nan=NEG_INF).logsumexp(-1)
-        best = 2 * (log_w + log_s).nan_to_num(nan=NEG_INF).logsumexp(-1)
+        best = before.rewards.amax(-1)
+        m = log_m.exp().nan_to_num_(nan=0.0)
+        spread = torch.where(weights.alive(log_m), (n - k * m).square_().mean(-1), 0.0)
+        # V_cont of arXiv 2604.06779 with the plug-in s_i = exp(λ r_i), in units of its minimum over all masses: 1 is the optimum. Weights
+        # and rewards are shifted to a maximum of 1, which the ratio does not notice.
+        top = before.log_w.amax(-1, keepdim=True)
+        ws = torch.exp(before.log_w - top + weights.tilt(before.rewards - best[:, None], problem.lam)).nan_to_num_(nan=0.0)
+        cont = torch.where(m > 0, ws * ws / m, 0.0).sum(-1) / ws.sum(-1).square()
         stats = {
             "ess": weights.ess(before.log_w),
             "distinct_parents": parents.double(),
@@ -181,9 +182,9 @@ class SMC(Method):
             "lam": torch.full((len(n),), float(problem.lam), dtype=torch.float64),
             "temperature": torch.full((len(n),), torch.nan, dtype=torch.float64),
             "reward_mean": finite.nanmean(-1),
-            "reward_max": before.rewards.amax(-1),
+            "reward_max": best,
             "offspring_variance": spread,
-            "v_cont": (cont - best).exp(),
+            "v_cont": cont,
         }
         selection = Selection(before.step, ancestors.to(torch.int32), stats | self.stats(problem, before))
         return after.but(history=(*after.history, selection))

@@ -99,8 +99,8 @@ class VASR(ResamplingSMC):
             return super().ancestors(problem, state, masses)
         key = state.rewards if self.order == "score" else state.log_w - masses.log()
         order = key.argsort(dim=-1, descending=True, stable=True)
-        drawn = super().ancestors(problem, state, masses.gather(-1, order))
-        return order.gather(-1, drawn).sort(-1).values
+        n = resample.counts(super().ancestors(problem, state, masses.gather(-1, order)))
+        return resample.ancestors_of(torch.empty_like(n).scatter_(-1, order, n))
 
     def stats(self, problem: Problem, state: State) -> dict[str, Tensor]:
         return {"temperature": torch.full((len(state.log_w),), float(self.tau(problem)), dtype=torch.float64)}

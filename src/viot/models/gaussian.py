@@ -91,8 +91,8 @@ class GridLaw:
 
 
 def _matrix(value: Tensor | float, d: int) -> Tensor:
-    value = torch.as_tensor(value, dtype=torch.float64)
-    return value if value.ndim == 2 else torch.diag(value.expand(d))
+    matrix = torch.as_tensor(value, dtype=torch.float64)
+    return matrix if matrix.ndim == 2 else torch.diag(matrix.expand(d))
 
 
 class GaussianMixture:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .pictures import data_uri, order
 from .svg import histogram, scatter
-from .words import alike, count, number, percent, plural
+from .words import count, fixed, number, percent, places, plural
 
 if TYPE_CHECKING:
     from ..population import Population
@@ -72,14 +72,14 @@ def _tiles(population: Population, which: list[tuple[int, int]], w: Tensor, grou
     text = population.modality == "text"
     flat = uniform(population)
     items = []
-    shown = alike([float(population.rewards[i, j]) for i, j in which])
-    for (i, j), score in zip(which, shown, strict=True):
+    decimals = places(population.rewards.flatten().tolist())
+    for i, j in which:
         reward, weight = float(population.rewards[i, j]), float(w[i, j])
         of = f" of {group_label(population, i)}" if population.shape[0] > 1 else ""
         tip = f"particle {j}{of}: reward {number(reward, 5)}, weight {percent(weight)}"
         share = weight / tops[i] if tops[i] else 0.0
         bar = "" if flat else f'<i style="--share:{share:.3f}"></i>'
-        numbers = f"<b>{score}</b>" + ("" if flat else f"<span>{percent(weight)}</span>")
+        numbers = f"<b>{fixed(reward, decimals)}</b>" + ("" if flat else f"<span>{percent(weight)}</span>")
         numbers += f"<em>{escape(group_label(population, i).partition(':')[0])}</em>" if grouped else ""
         kind = "tile best" if j == best[i] else "tile"
         items.append(f'<li class="{kind}" title="{escape(tip)}">{_content(population.samples[i][j], text, tip)}<div>{numbers}{bar}</div></li>')

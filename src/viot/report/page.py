@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..population import Population
 
 #: A sign beside the words, so that the verdict's level is not a matter of colour alone.
-SIGNS = {"believe": "✓", "caution": "!", "doubt": "✕"}
+SIGNS = {"believe": "✓", "caution": "!", "doubt": "✕", "note": "i"}
 TREES, ROWS = 4, 64
 
 
@@ -70,10 +70,12 @@ def notebook(population: Population, height: int = 720) -> str:
 
 def _head(population: Population, heading: str) -> str:
     found = verdict(population)
+    # Candidates of a maximiser are neither to be believed nor doubted.
+    look = found.level if population.exact or found.level != "believe" else "note"
     reasons = "".join(f"<li>{escape(reason)}</li>" for reason in found.reasons)
     return (
         f'<header><p class="eyebrow">viot report</p><h1>{escape(heading)}</h1><p class="sub">{escape(sentence(population))}</p></header>'
-        f'<div class="verdict {found.level}"><span class="sign" aria-hidden="true">{SIGNS[found.level]}</span>'
+        f'<div class="verdict {look}"><span class="sign" aria-hidden="true">{SIGNS[look]}</span>'
         f"<div><p>{escape(found.headline)}</p>{f'<ul>{reasons}</ul>' if reasons else ''}</div></div>{_tiles(population)}"
     )
 

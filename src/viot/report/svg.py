@@ -10,7 +10,7 @@ from html import escape
 from .words import number
 
 WIDTH, HEIGHT = 400, 220
-LEFT, RIGHT, TOP, BOTTOM = 48, 16, 12, 40
+LEFT, RIGHT, TOP, BOTTOM = 54, 16, 12, 40
 DASHES = ("", "7 3.5", "2 3", "9 3 2 3")
 
 
@@ -185,14 +185,14 @@ def scatter(title: str, note: str, points: list[tuple[float, float, float, str]]
     y = Scale(middle[1] - half, middle[1] + half, size - bottom, 8)
     out = []
     for scale, centre, flat in ((x, middle[0], True), (y, middle[1], False)):
-        marks = [m for m in ticks(centre - half, centre + half, 5) if abs(m - centre) <= half]
+        marks = [m for m in ticks(centre - half, centre + half, 7) if abs(m - centre) <= half]
         for m in marks:
             at = scale(m)
             ends = f'x1="{at:.1f}" x2="{at:.1f}" y1="8" y2="{size - bottom}"' if flat else f'x1="{left}" x2="{size - 8}" y1="{at:.1f}" y2="{at:.1f}"'
             place = f'x="{at:.1f}" y="{size - bottom + 16}" text-anchor="middle"' if flat else f'x="{left - 6}" y="{at + 3.5:.1f}" text-anchor="end"'
             out.append(f'<line class="grid" {ends}/><text class="tick" {place}>{_tick(m, marks)}</text>')
     out.append(f'<text class="label" x="{size - 8}" y="{size - 4}" text-anchor="end">first coordinate →</text>')
-    out.append(f'<text class="label" x="10" y="8" text-anchor="end" transform="rotate(-90 10 8)">second coordinate →</text>')
+    out.append('<text class="label" x="10" y="8" text-anchor="end" transform="rotate(-90 10 8)">second coordinate →</text>')
     for a, b, share, tip in finite:
         radius = 0.8 + 5.2 * math.sqrt(share)
         out.append(f'<circle class="dot" cx="{x(a):.1f}" cy="{y(b):.1f}" r="{radius:.1f}"><title>{escape(tip)}</title></circle>')

@@ -10,7 +10,7 @@ from .svg import figure
 from .words import count, listed, plural
 
 #: More leaves than this are not told apart on a page; the drawing then takes an even sample of them.
-LIVING, ENDED = 128, 192
+LIVING, ENDED = 128, 640
 WIDTH, TOP, BOTTOM, LEFT, RIGHT = 1000, 14, 44, 46, 60
 
 
@@ -65,7 +65,7 @@ def tree(ancestors: Tensor, steps: list[int], total: int, weights: Tensor | None
         out.append(_weights(weights, shown_living, roots, survivors, x[-1], y[s]))
     out.append(_names(survivors, y[0], x[0]))
     title = "Lineages" + (f", {label}" if label else "")
-    return figure(title, _note(k, len(survivors), weights is not None, (shown_living, living), (shown_ended, ended)), "", "".join(out), WIDTH, height, "tree")
+    return figure(title, _note(k, int(lineage.distinct(roots[-1])), weights is not None, (shown_living, living), (shown_ended, ended)), "", "".join(out), WIDTH, height, "tree")
 
 
 def _leaves(parents: Tensor) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
@@ -148,8 +148,7 @@ def _note(k: int, survivors: int, weighted: bool, living: tuple[list, list], end
         f"first ancestor (numbered at the left): {plural(survivors, 'lineage')} of {count(k)}."
     )
     text += " Bars at the right are the final weights." if weighted else ""
-    if any(len(drawn) < len(every) for drawn, every in (living, ended)):
-        parts = [f"{count(len(living[0]))} of {count(len(living[1]))} final particles"]
-        parts += [f"{count(len(ended[0]))} of {count(len(ended[1]))} lines that ended"] if ended[1] else []
-        text += f" Only an even sample is drawn: {listed(parts)}."
+    cut = ((living, "final particles"), (ended, "lines that ended"))
+    parts = [f"{count(len(drawn))} of {count(len(every))} {what}" for (drawn, every), what in cut if len(drawn) < len(every)]
+    text += f" Only an even sample is drawn: {listed(parts)}." if parts else ""
     return text

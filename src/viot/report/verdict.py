@@ -56,7 +56,7 @@ def lam_for_ess(population: Population, share: float = 0.3) -> float | None:
     log_w, r = population.log_weights[living], population.rewards[living]
     # A dead particle has weight 0 at every λ; its reward of −inf must not meet a factor.
     r = torch.where(r.isfinite(), r, 0.0)
-    factors = torch.linspace(0, 1, 201, dtype=torch.float64)[1:-1]
+    factors = torch.logspace(-4, 0, 301, dtype=torch.float64)[:-1]
     enough = [f for f in factors.tolist() if weights.ess(log_w + (f - 1) * lam * r).mean() >= share * log_w.shape[1]]
     return lam * enough[-1] if enough else None
 
@@ -91,9 +91,18 @@ def _moved(population: Population) -> bool:
 def _milder(population: Population) -> str:
     """The way out of weights that are too uneven."""
     milder = lam_for_ess(population)
+    # Importance weights of an unsteered run have a better way out.
+    other = "" if len(population.ancestors) else ", or a method that selects on the way, such as vasr"
     if milder is None:
-        return "Use a smaller lam, or more particles."
-    return f"lam={milder:.3g} would keep about 30 % of them; or use more particles."
+        return f"Use a smaller lam, or more particles{other}."
+    return f"lam={milder:.2g} would keep about 30 % of them; or use more particles{other}."
+
+
+def _closer(population: Population, spread: float) -> str:
+    """The way to groups that agree: the spread of log Z falls with √K, and grows about in proportion to λ."""
+    times, lam = math.ceil((spread / SPREAD_CAUTION) ** 2), float(population.config.get("lam") or 0.0)
+    milder = f", or lam={lam * SPREAD_CAUTION / spread:.2g}" if lam else ""
+    return f"About {max(2, times)} times the particles would bring the groups together{milder}."
 
 
 # -- the verdict ----------------------------------------------------------------------------------------------------------------------
@@ -117,12 +126,13 @@ def verdict(population: Population) -> Verdict:
         what = f"the answer rests on about {plural(max(1, round(worst)), 'particle')} of {k}" + (" in one group" if g > 1 else "")
         return Verdict("doubt", f"Doubt it: {what}.", [*reasons, _milder(population)])
     if spread > SPREAD_DOUBT:
-        return Verdict("doubt", "Doubt it: the groups disagree on how much mass there is to find.", [*reasons, _milder(population)])
+        return Verdict("doubt", "Doubt it: the groups disagree on how much mass there is to find.", [*reasons, _closer(population, spread)])
     low, apart = worst < LOW_SHARE * k, spread > SPREAD_CAUTION
     if low or apart or inherited or trouble:
         why = ["the weights are uneven"] * low + ["the groups differ"] * apart + ["few lineages are left"] * inherited
         why += ["some particles were lost"] * bool(trouble)
-        advice = [_milder(population)] if low or apart else ["More particles would keep more lineages."] if inherited else []
+        advice = [_milder(population)] * low + [_closer(population, spread)] * (apart and not low)
+        advice += ["More particles would keep more lineages."] * (inherited and not low and not apart)
         return Verdict("caution", f"Usable with care: {listed(why)}.", [*reasons, *advice])
     advice = strength_advice(population)
     if advice:

@@ -28,15 +28,24 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value:.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}".replace("-", "−")
 
 
-def alike(values: list[float]) -> list[str]:
-    """Numbers to be compared at a glance: as many decimals for all as their spread needs."""
+def places(values: list[float]) -> int:
+    """The decimals at which numbers of this spread are told apart at a glance."""
     finite = [v for v in values if math.isfinite(v)]
-    spread = max(finite) - min(finite) if finite else 0.0
-    spread = spread or max(map(abs, finite), default=1.0) or 1.0
-    places = min(6, max(0, 2 - math.floor(math.log10(spread))))
-    if spread < 1e-6 or any(abs(v) >= 1e6 for v in finite):
-        return [number(v) for v in values]
-    return [f"{v:.{places}f}".replace("-", "−") if math.isfinite(v) else number(v) for v in values]
+    spread = (max(finite) - min(finite)) or max(map(abs, finite)) if finite else 0.0
+    return min(6, max(0, 3 - math.floor(math.log10(spread)))) if spread > 0 else 2
+
+
+def fixed(value: float, decimals: int) -> str:
+    """A number with so many decimals, to be compared with its neighbours; no sign in front of zero."""
+    if not math.isfinite(value) or abs(value) >= 1e6:
+        return number(value)
+    text = f"{value:.{decimals}f}"
+    return text.lstrip("-") if not float(text) else text.replace("-", "−")
+
+
+def setting(value: float) -> str:
+    """A number that somebody chose: as it was written."""
+    return f"{value:.4g}".replace("-", "−")
 
 
 def count(value: float) -> str:
@@ -102,7 +111,7 @@ def sentence(population: Population) -> str:
     steps, lam = config.get("steps"), config.get("lam")
     doing = f"drawn by {method_name(config)}" + (f" in {plural(steps, 'step')}" if steps else "")
     wish = (config.get("lam_pilot") or {}).get("wish")
-    strength = "" if lam is None else f" at λ = {number(float(lam))}" + (f", solved for {wish}" if wish else "")
+    strength = "" if lam is None else f" at λ = {setting(float(lam))}" + (f", solved for {wish}" if wish else "")
     scored = f", scored by {config.get('reward', 'a reward')}" if method_name(config) == "base" else ""
     kept = "" if ran == k else f"; {count(k)} returned" + (" per group" if g > 1 else "")
     return f"{who} {doing}{strength}{scored}{kept}."
