@@ -57,11 +57,15 @@ class Gaussian:
         x0 = prediction.x0
         if self.fresh:
             return a_s.to(x_t) * x0, s_s.to(x_t)
-        eps = prediction.eps if prediction.eps is not None else (x_t - a_t.to(x_t) * x0) / s_t.to(x_t)
         tau = (1 - (a_t * s_s / (a_s * s_t)) ** 2).clamp(min=0)
         std = per_row(eta, x_t).to(tau.device) * s_s * tau.sqrt()
         toward = (s_s**2 - std**2).clamp(min=0).sqrt()
-        return a_s.to(x_t) * x0 + toward.to(x_t) * eps, std.to(x_t)
+        # One state-sized tensor and no more: with eps = (x_t − α_t x0)/σ_t put in, the mean is linear in x0 and x_t.
+        if prediction.eps is None:
+            toward, a_s, direction = toward / s_t, a_s - toward / s_t * a_t, x_t
+        else:
+            direction = prediction.eps
+        return torch.addcmul(a_s.to(x_t) * x0, toward.to(x_t), direction), std.to(x_t)
 
     def step(
         self, x_t: Tensor, prediction: Prediction, coeffs: Coeffs, eta: float | Tensor, draw: Draw, drift: Tensor | None = None
@@ -73,7 +77,7 @@ class Gaussian:
             return mean, ratio
         noise = draw.normal(tuple(x_t.shape), x_t.dtype, x_t.device)
         if drift is None:
-            return torch.addcmul(mean, std, noise), ratio
+            return mean.addcmul_(std, noise), ratio
         # log N(x; μ, s²) − log N(x; μ + s² d, s²) at x = μ + s² d + s ξ  is  −s d·ξ − s²|d|²/2.
         shift = (std * drift).double()
         ratio = -(shift * noise.double() + shift**2 / 2).flatten(1).sum(1).cpu()

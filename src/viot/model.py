@@ -70,6 +70,12 @@ class Prediction:
     logits: Tensor | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)
 
+    def tensors(self) -> list[Tensor]:
+        """Every tensor that is there, in a fixed order."""
+        found: list[Tensor] = []
+        self.map(lambda v: (found.append(v), v)[1])
+        return found
+
     def map(self, f: Callable[[Tensor], Tensor]) -> Prediction:
         """Apply `f` to every tensor: the one way in which predictions are sliced, joined, gathered and reshaped."""
         return Prediction(

@@ -140,7 +140,8 @@ class Evaluate:
         """
         times = torch.as_tensor(t, device=x.device).expand(len(x))
         noise = self._noise(group, step, "reward") if score or grad else None
-        predictions, rewards, grads = [], [], []
+        joined: Prediction | None = None
+        rewards, grads = [], []
         for part in self._slices(len(x)):
             xs, ts, gs = x[part], times[part], group[part]
             with self._gradients(grad):
@@ -157,8 +158,8 @@ class Evaluate:
                             grads.append(self._gradient(scores, xs))
                         self.cost.grad_rows += len(xs)
                         prediction = prediction.map(Tensor.detach)
-            predictions.append(prediction)
-        joined = predictions[0] if len(predictions) == 1 else _join(predictions)
+            joined = _put(joined, prediction, part, len(x))
+        assert joined is not None
         return joined, torch.cat(rewards) if rewards else None, torch.cat(grads) if grads else None
 
     def score(self, x0: Tensor, group: Tensor, step: int = -1, purpose: str = "reward", keep: bool = False) -> Scored:
@@ -254,13 +255,15 @@ class Evaluate:
                 p.requires_grad_(True)
 
     def _gradient(self, scores: Tensor, x: Tensor) -> Tensor:
-        if not scores.requires_grad:
+        # Weights that `_weights` does not find may make a graph that does not lead to x.
+        gradient = torch.autograd.grad(scores.sum(), x, allow_unused=True)[0] if scores.requires_grad else None
+        if gradient is None:
             broken = "reward" if getattr(self.model, "differentiable", True) else "model"
             raise TypeError(
                 f"no gradient reaches x_t through the {broken}: reward {rewarding.name_of(self.reward)}, model "
                 f"{type(self.model).__name__}. A gradient method needs both to be differentiable; particle methods need neither."
             )
-        return torch.autograd.grad(scores.sum(), x)[0]
+        return gradient
 
 
 def _weights(thing: Any) -> list[Tensor]:
@@ -270,14 +273,15 @@ def _weights(thing: Any) -> list[Tensor]:
     return list(found.values())
 
 
-def _join(predictions: list[Prediction]) -> Prediction:
-    def cat(pick: Callable[[Prediction], Tensor | None]) -> Tensor | None:
-        pieces = [pick(p) for p in predictions]
-        return None if pieces[0] is None else torch.cat(pieces)  # type: ignore[arg-type]
-
-    extra = {k: torch.cat([p.extra[k] for p in predictions]) for k in predictions[0].extra}
-    x0 = torch.cat([p.x0 for p in predictions])
-    return Prediction(x0, cat(lambda p: p.eps), cat(lambda p: p.logits), extra)
+def _put(whole: Prediction | None, piece: Prediction, part: slice, n: int) -> Prediction:
+    """Write a slice's prediction into the whole one of n rows, made at the first slice: the pieces never pile up beside their sum."""
+    if part == slice(0, n):
+        return piece
+    if whole is None:
+        whole = piece.map(lambda v: v.new_empty(n, *v.shape[1:]))
+    for target, value in zip(whole.tensors(), piece.tensors(), strict=True):
+        target[part] = value
+    return whole
 
 
 def _join_samples(pieces: list[Any]) -> Any:

@@ -135,8 +135,12 @@ class FVD(SMC):
         p = log_p.exp()
         dead = (u >= p) & ~doomed
         n = dead.sum(-1, keepdim=True)
-        key = torch.where(dead, rewards if self.cap_policy == "spare_best" else tie, torch.inf)
-        stays_dead = dead & (key.argsort(dim=-1, stable=True).argsort(-1) < most)
+        stays_dead = dead
+        if bool((n > most).any()):
+            # The `most` smallest keys stay dead: a uniform subset, or the worst (by rank, so that ties cannot exceed the cap).
+            key = rewards.argsort(dim=-1, stable=True).argsort(dim=-1).double() if self.cap_policy == "spare_best" else tie
+            key = torch.where(dead, key, torch.inf)
+            stays_dead = dead & (key <= key.kthvalue(most, dim=-1, keepdim=True).values) if most else torch.zeros_like(dead)
         if self.cap_policy == "spare_best":
             return log_p, stays_dead | doomed, log_p
         spared = (n - most).clamp_min(0) / n.clamp_min(1)

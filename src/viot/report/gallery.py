@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .pictures import data_uri, order
 from .svg import histogram, scatter
+from .verdict import prompts_of
 from .words import count, fixed, number, percent, places, plural
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ PER_GROUP, GROUPS, BEST, POINTS = {1: 64, 4: 32, 8: 16}, 8, 12, 2000
 def group_label(population: Population, i: int) -> str:
     """group 4, or with its prompt where the record knows it."""
     groups = population.config.get("groups") or list(range(population.shape[0]))
-    prompts = (population.config.get("model") or {}).get("config", {}).get("prompts")
+    prompts = prompts_of(population)
     return f"group {groups[i]}" + (f": {prompts[groups[i] % len(prompts)]}" if prompts else "")
 
 
@@ -51,7 +52,7 @@ def _columns(population: Population) -> str:
         shown = by_weight[i, :per_group].tolist()
         head = f"<h3>{escape(group_label(population, i))}</h3>" if g > 1 else ""
         more = f'<p class="more">and {plural(k - len(shown), "more particle")} in population.samples</p>' if k > len(shown) else ""
-        blocks.append(head + _tiles(population, [(i, j) for j in shown], w) + more)
+        blocks.append(head + tiles(population, [(i, j) for j in shown], w) + more)
     if g > GROUPS:
         blocks.append(f'<p class="more">and {plural(g - GROUPS, "more group")}</p>')
     flat = uniform(population)
@@ -62,11 +63,12 @@ def _columns(population: Population) -> str:
         f'<div class="columns"><div class="by-weight"><h3>By weight</h3><p class="lede">The answer: read averages from these. The bar is the '
         f'weight, relative to the largest.</p>{"".join(blocks)}</div>'
         f'<aside class="by-reward"><h3>By reward</h3><p class="lede">The {count(len(best))} best: pick from these.</p>'
-        f"{_tiles(population, [divmod(b, k) for b in best], w, grouped=g > 1)}</aside></div>"
+        f"{tiles(population, [divmod(b, k) for b in best], w, grouped=g > 1)}</aside></div>"
     )
 
 
-def _tiles(population: Population, which: list[tuple[int, int]], w: Tensor, grouped: bool = False) -> str:
+def tiles(population: Population, which: list[tuple[int, int]], w: Tensor, grouped: bool = False) -> str:
+    """The particles (group, position) as pictures or texts, each with its reward and weight; w (G, K)."""
     tops = w.amax(-1).tolist()
     best = population.rewards.nan_to_num(nan=-math.inf).argmax(-1).tolist()
     text = population.modality == "text"

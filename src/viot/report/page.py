@@ -16,7 +16,7 @@ from .. import lineage
 from .gallery import gallery, group_label
 from .svg import Line, chart
 from .tree import tree
-from .verdict import verdict
+from .verdict import standard_error, verdict
 from .words import count, duration, number, obstacle, percent, repeat_line, sentence, title
 
 if TYPE_CHECKING:
@@ -84,15 +84,17 @@ def _tiles(population: Population) -> str:
     g, k = population.shape
     rewards = population.rewards[population.rewards.isfinite()]
     means = population.mean()[population.ess > 0]
+    error = standard_error(population) if population.exact else math.nan
+    weighted = "weighted" if math.isnan(error) else f"±\u00a0{number(error, 2)}, weighted"
     facts = [
-        ("mean reward", number(means.mean()) if len(means) else "–", "weighted" if population.exact else "of the particles"),
+        ("mean reward", number(means.mean()) if len(means) else "–", weighted if population.exact else "of the particles"),
         ("best reward", number(rewards.max()) if len(rewards) else "–", f"of {count(g * k)}"),
     ]
     if population.exact:
         facts.append(("effective sample size", number(population.ess.mean()), f"of {count(k)}" + (" per group" if g > 1 else "")))
     z = population.log_z[population.log_z.isfinite()]
     if len(z):
-        apart = f"± {number(z.std(), 2)} over groups" if len(z) > 1 else "log E exp(λ r)"
+        apart = f"±\u00a0{number(z.std(), 2)} over groups" if len(z) > 1 else "log E exp(λ r)"
         facts.append(("log Z", number(z.mean()), apart))
     if len(population.ancestors):
         left = population.surviving_lineages.double().mean()
@@ -223,7 +225,7 @@ def _cost(population: Population) -> str:
         time = "" if seconds is None else duration(seconds)
         bar = "" if seconds is None else f'<i style="--share:{share:.4f}"></i><span>{percent(share)}</span>'
         rows_text = "" if n is None else f"{count(n)} {what.partition(' ')[0]}"
-        cells.append(f'<tr><td>{name}</td><td>{rows_text}</td><td>{time}</td><td class="share">{bar}</td></tr>')
+        cells.append(f'<tr><td>{name}</td><td>{rows_text}</td><td>{time}</td><td class="share"><div>{bar}</div></td></tr>')
     foot = f"<tr><td>total</td><td></td><td>{duration(total)}</td><td></td></tr>"
     faults = f'<p class="more">{count(population.faults)} rewards were NaN or +inf and counted as dead.</p>' if population.faults else ""
     pilot = population.config.get("lam_pilot")

@@ -105,6 +105,16 @@ def _axes(x: Scale, y: Scale, x_marks: list[float], y_marks: list[float], x_rang
     return "".join(out)
 
 
+def axes(x: Scale, marks: list[float], top: float, bottom: float, label: str) -> str:
+    """A horizontal axis alone, its grid lines reaching from `top` to `bottom`."""
+    out = [f'<line class="axis" x1="{x(marks[0]):.1f}" x2="{x(marks[-1]):.1f}" y1="{bottom}" y2="{bottom}"/>']
+    for m in marks:
+        out.append(f'<line class="grid" x1="{x(m):.1f}" x2="{x(m):.1f}" y1="{top}" y2="{bottom}"/>')
+        out.append(f'<text class="tick" x="{x(m):.1f}" y="{bottom + 16}" text-anchor="middle">{_tick(m, marks)}</text>')
+    out.append(f'<text class="label" x="{x(marks[-1]):.1f}" y="{bottom + 34}" text-anchor="end">{escape(label)} →</text>')
+    return "".join(out)
+
+
 def _tick(value: float, marks: list[float]) -> str:
     """As many decimals as neighbouring ticks need to differ."""
     gap = abs(marks[1] - marks[0]) if len(marks) > 1 else abs(value) or 1.0

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 Level = Literal["believe", "caution", "doubt"]
 
-#: Below this share of K the weights are lopsided enough to say so; below two particles there is no average left.
-LOW_SHARE = 0.1
+#: Below this share of K, or this many particles, the weights are lopsided enough to say so; below two no average is left.
+LOW_SHARE, LOW_ESS = 0.1, 10
 #: Standard deviations of log Z over groups: e^0.5 ≈ 1.6 and e^1 ≈ 2.7 are the factors by which estimates of Z typically differ.
 SPREAD_CAUTION, SPREAD_DOUBT = 0.5, 1.0
 
@@ -121,13 +121,13 @@ def verdict(population: Population) -> Verdict:
     ess, worst = living.mean().item(), living.min().item()
     spread, agreement = _agreement(population)
     inherited, lineages = _inheritance(population)
-    reasons = [_effective(ess, worst, k, g), *([agreement] if agreement else []), *lineages, *trouble]
+    reasons = [_effective(ess, worst, k, g) + _accuracy(population), *([agreement] if agreement else []), *lineages, *trouble]
     if worst < 2 and k > 2:
         what = f"the answer rests on about {plural(max(1, round(worst)), 'particle')} of {k}" + (" in one group" if g > 1 else "")
         return Verdict("doubt", f"Doubt it: {what}.", [*reasons, _milder(population)])
     if spread > SPREAD_DOUBT:
         return Verdict("doubt", "Doubt it: the groups disagree on how much mass there is to find.", [*reasons, _closer(population, spread)])
-    low, apart = worst < LOW_SHARE * k, spread > SPREAD_CAUTION
+    low, apart = worst < max(LOW_SHARE * k, min(LOW_ESS, k / 2)), spread > SPREAD_CAUTION
     if low or apart or inherited or trouble:
         why = ["the weights are uneven"] * low + ["the groups differ"] * apart + ["few lineages are left"] * inherited
         why += ["some particles were lost"] * bool(trouble)
@@ -150,14 +150,47 @@ def _candidates(population: Population) -> str:
 
 def _effective(ess: float, worst: float, k: int, g: int) -> str:
     least = f", {number(worst)} in the worst group" if g > 1 else ""
-    accuracy = f" Averages are good to about ±{number(1 / math.sqrt(ess), 2)} standard deviations of what is averaged." if ess > 0 else ""
-    return f"ESS {number(ess)} of {count(k)} ({percent(ess / k)}){least}.{accuracy}"
+    return f"ESS {number(ess)} of {count(k)} ({percent(ess / k)}){least}."
+
+
+def standard_error(population: Population) -> float:
+    """Of the mean over groups of the weighted mean reward; NaN where a single lineage is left and nothing can be compared.
+
+    Particles of one lineage are not independent, so each group is cut by root: Σ_b (Σ_{i in b} W_i (r_i − r̄))², the genealogical estimate
+    of Chan and Lai (2013) for particle methods; without selections it is the usual one of importance sampling. Groups of the same prompt
+    that differ by more than that are believed instead.
+    """
+    alive = population.ess > 0
+    held = torch.zeros(population.shape[0], int(population.roots.max()) + 1, dtype=torch.float64)
+    weighed = held.scatter_add(-1, population.roots, population.weights) > 0
+    if not alive.any() or (weighed[alive].sum(-1) < 2).any():
+        return math.nan
+    w, mean, n = population.weights, population.mean(), int(alive.sum())
+    deviation = torch.where(w > 0, w * (population.rewards - mean[:, None]), 0.0)
+    variance = held.scatter_add(-1, population.roots, deviation)[alive].square().sum(-1).mean()
+    if n > 1 and not prompts_of(population):
+        variance = torch.maximum(variance, mean[alive].var())
+    return float((variance / n).sqrt())
+
+
+def prompts_of(population: Population) -> list[str]:
+    """The prompts that the groups follow, where the record knows them."""
+    return (population.config.get("model") or {}).get("config", {}).get("prompts") or []
+
+
+def _accuracy(population: Population) -> str:
+    error = standard_error(population)
+    if math.isnan(error) or error == 0:
+        return ""
+    mean = number(population.mean()[population.ess > 0].mean())
+    what = "groups and lineages" if population.shape[0] > 1 else "lineages" if len(population.ancestors) else "particles"
+    return f" The mean reward, {mean}, is known to about ±\u00a0{number(error, 2)}, judged by how the {what} differ."
 
 
 def _agreement(population: Population) -> tuple[float, str | None]:
     """The standard deviation of log Z over the groups that share a prompt, and what it means."""
     g = population.shape[0]
-    prompts = (population.config.get("model") or {}).get("config", {}).get("prompts")
+    prompts = prompts_of(population)
     indices = list(population.config.get("groups") or range(g))
     same: dict[int, list[float]] = {}
     for i, z in enumerate(population.log_z.tolist()):

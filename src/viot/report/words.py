@@ -64,6 +64,8 @@ def percent(share: float) -> str:
 def duration(seconds: float) -> str:
     """Seconds in the unit that fits: 340 ms, 12.1 s, 4 min 10 s."""
     if seconds < 1:
+        if 0 < seconds < 0.0005:
+            return "< 1 ms"
         return f"{1000 * seconds:.0f} ms"
     if seconds < 60:
         return f"{seconds:.1f} s"
@@ -111,7 +113,7 @@ def sentence(population: Population) -> str:
     steps, lam = config.get("steps"), config.get("lam")
     doing = f"drawn by {method_name(config)}" + (f" in {plural(steps, 'step')}" if steps else "")
     wish = (config.get("lam_pilot") or {}).get("wish")
-    strength = "" if lam is None else f" at λ = {setting(float(lam))}" + (f", solved for {wish}" if wish else "")
+    strength = "" if lam is None else f" at λ\u00a0=\u00a0{setting(float(lam))}" + (f", solved for {wish}" if wish else "")
     scored = f", scored by {config.get('reward', 'a reward')}" if method_name(config) == "base" else ""
     kept = "" if ran == k else f"; {count(k)} returned" + (" per group" if g > 1 else "")
     return f"{who} {doing}{strength}{scored}{kept}."

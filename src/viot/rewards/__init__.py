@@ -30,6 +30,8 @@ def _digits(argument: str) -> Any:
 def _jpeg(argument: str = "95") -> Any:
     from .pixels import Jpeg
 
+    if not argument.isdecimal():
+        raise ValueError(f"jpeg takes a quality from 1 to 100, not {argument!r}; write jpeg or jpeg:75")
     return Jpeg(int(argument))
 
 

@@ -1,0 +1,79 @@
+"""What a terminal shows: tables in columns, and the end of a run in a dozen lines."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .verdict import standard_error, verdict
+from .words import count, duration, number, plural, sentence, title
+
+if TYPE_CHECKING:
+    from ..population import Population
+
+WIDTH = 100
+BOLD, DIM, PLAIN = "\033[1m", "\033[2m", "\033[0m"
+TONES = {"believe": "\033[32m", "caution": "\033[33m", "doubt": "\033[31m"}
+SIGNS = {"believe": "✓", "caution": "!", "doubt": "✗"}
+
+
+def columns(head: list[str], rows: list[list[str]], numbers: bool = False, width: int = 0) -> str:
+    """A table in aligned columns; with `numbers` all but the first column are set to the right, with `width` the last one is wrapped there."""
+    wide = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    room = max(24, width - sum(wide[:-1]) - 2 * len(head)) if width else wide[-1]
+
+    def line(cells: list[str]) -> str:
+        put = [cell.rjust(w) if numbers and i else cell.ljust(w) for i, (cell, w) in enumerate(zip(cells, wide, strict=True))]
+        return "  ".join(put).rstrip()
+
+    out = [line(head), "  ".join("─" * min(w, room) if i == len(wide) - 1 else "─" * w for i, w in enumerate(wide))]
+    for row in rows:
+        pieces = textwrap.wrap(row[-1], room) or [""] if width else [row[-1]]
+        out.append(line([*row[:-1], pieces[0]]))
+        out += [line([*[""] * (len(row) - 1), piece]) for piece in pieces[1:]]
+    return "\n".join(out)
+
+
+def facts(rows: list[tuple[str, str]]) -> str:
+    """Names and what belongs to them, in two columns."""
+    wide = max(len(name) for name, _ in rows)
+    return "\n".join(f"  {name.ljust(wide)}   {value}" for name, value in rows)
+
+
+def summary(population: Population, folder: Path | None = None, again: str | None = None, colour: bool = False, told: frozenset[str] = frozenset()) -> str:
+    """The end of a run: what was done, the verdict, the scores, the cost, and where the files are. Reasons in `told` are not repeated."""
+    found = verdict(population)
+    bold, plain = (BOLD, PLAIN) if colour else ("", "")
+    sign = f"{TONES[found.level]}{SIGNS[found.level]}{PLAIN}" if colour else SIGNS[found.level]
+    lines = [f"{bold}{title(population)}{plain}", sentence(population), "", f"  {sign} {bold}{found.headline}{plain}"]
+    for reason in found.reasons:
+        if not any(reason.lower() in text.lower() for text in told):
+            lines += textwrap.wrap(reason, WIDTH, initial_indent="    ", subsequent_indent="    ")
+    lines += ["", facts(_scores(population))]
+    if folder is not None:
+        names = [name for name in ("report.html", "samples.png", "samples.txt", "run.json", "population.safetensors") if (folder / name).exists()]
+        kept = [("files", f"{folder}: {', '.join(names)}")] + ([("again", again)] if again else [])
+        lines += ["", facts([(name.ljust(len("lineages left")), value) for name, value in kept])]
+    return "\n".join(lines)
+
+
+def _scores(population: Population) -> list[tuple[str, str]]:
+    g, k = population.shape
+    finite = population.rewards[population.rewards.isfinite()]
+    means = population.mean()[population.ess > 0]
+    error = standard_error(population) if population.exact else math.nan
+    rows = [("mean reward", (number(means.mean()) if len(means) else "–") + ("" if math.isnan(error) else f" ±\u00a0{number(error, 2)}"))]
+    rows.append(("best reward", number(finite.max()) if len(finite) else "–"))
+    per_group = " per group" if g > 1 else ""
+    if population.exact:
+        rows.append(("ESS", f"{number(population.ess.mean())} of {count(k)}{per_group}"))
+    z = population.log_z[population.log_z.isfinite()]
+    if len(z):
+        rows.append(("log Z", number(z.mean()) + (f" ±\u00a0{number(z.std(), 2)} over groups" if len(z) > 1 else "")))
+    if len(population.ancestors):
+        rows.append(("lineages left", f"{number(population.surviving_lineages.double().mean())} of {count(population.ancestors.shape[-1])}{per_group}"))
+    spent = [plural(population.nfe, "network row")] + [plural(population.grad_rows, "gradient row")] * bool(population.grad_rows)
+    spent += [plural(population.reward_rows, "reward row"), duration(population.seconds.get("total", 0.0))]
+    return [*rows, ("cost", ", ".join(spent))]
