@@ -66,7 +66,14 @@ def main():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", viot.SteeringWarning)
             p = viot.sample(
-                model, f"digit:{args.digit}", method, particles=args.particles, groups=args.seeds, steps=args.steps, lam=args.lam, batch_size=64
+                model,
+                f"digit:{args.digit}",
+                method,
+                particles=args.particles,
+                groups=args.seeds,
+                steps=args.steps,
+                lam=args.lam,
+                batch_size=64,
             )
         drawn = p.draw(args.particles, seed=1)
         flat = drawn.samples.flatten(0, 1)
@@ -87,7 +94,9 @@ def main():
         }
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(rows, indent=1))
-    print(f"| method | judged a {args.digit} | lineages | Fréchet | diversity | E[log p] | ESS | sd log Z |\n|---|---|---|---|---|---|---|---|")
+    print(
+        f"| method | judged a {args.digit} | lineages | Fréchet | diversity | E[log p] | ESS | sd log Z |\n|---|---|---|---|---|---|---|---|"
+    )
     for name, r in rows.items():
         z = "–" if r["log_z_sd"] != r["log_z_sd"] else f"{r['log_z_sd']:.2f}"
         print(

@@ -44,12 +44,16 @@ def overhead(repeats):
     for method in ("base", "fkd", "vasr", "vasr-max", "fvd"):
         ratios = []
         for i in range(repeats + 1):
-            steered = seconds(lambda i=i, method=method: viot.sample(model, "digit:7", method, particles=K, steps=T, seed=i, progress=False))
+            steered = seconds(
+                lambda i=i, method=method: viot.sample(model, "digit:7", method, particles=K, steps=T, seed=i, progress=False)
+            )
             alone = seconds(lambda: bare(model))
             if i:  # the first pair warms up
                 ratios.append(steered / alone)
         found[method] = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
-        print(f"{method:10s} wall time of sample / bare network calls: {found[method]['median']:.3f}  ({min(ratios):.3f} … {max(ratios):.3f})")
+        print(
+            f"{method:10s} wall time of sample / bare network calls: {found[method]['median']:.3f}  ({min(ratios):.3f} … {max(ratios):.3f})"
+        )
     return found
 
 
@@ -101,7 +105,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 def memory():
     small, large = peak(64), peak(4096)
     state = (4096 - 64) * 28 * 28 * 4 / 2**20
-    print(f"memory: {small:.0f} MB at K = 64, {large:.0f} MB at K = 4096: {(large - small) / state:.1f} × the {state:.1f} MB that x_t itself grew by")
+    print(
+        f"memory: {small:.0f} MB at K = 64, {large:.0f} MB at K = 4096: {(large - small) / state:.1f} × the {state:.1f} MB that x_t itself grew by"
+    )
     return {"k64_mb": small, "k4096_mb": large, "state_mb": state, "ratio": (large - small) / state}
 
 

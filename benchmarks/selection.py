@@ -1,6 +1,6 @@
 """How long one selection takes, against a plain numpy systematic resampling in the same run, and how it grows with K.
 
-    python benchmarks/selection.py [--out runs/selection.json]
+python benchmarks/selection.py [--out runs/selection.json]
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def numpy_systematic(m):
 
 def select_ms(method, groups, particles):
     """One whole `choose` (weights, masses, ancestors, gather of a scalar state, statistics) on random rewards."""
-    problem = viot.prepare(viot.models.gaussian.GaussianMixture([[0.0]]), lambda x: x[:, 0], method, particles=particles, groups=groups, steps=10).problem
+    problem = viot.prepare(
+        viot.models.gaussian.GaussianMixture([[0.0]]), lambda x: x[:, 0], method, particles=particles, groups=groups, steps=10
+    ).problem
     rewards = torch.randn(groups, particles, dtype=torch.float64)
     state = method.prepare(problem, problem.start()).but(rewards=rewards, step=5)
     return timed(lambda: method.choose(problem, state), repeats=5)

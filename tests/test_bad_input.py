@@ -185,9 +185,17 @@ def member(name, value):
 @pytest.mark.parametrize(
     ("model", "error", "match"),
     [
-        (member("grid", lambda self, steps: Line.grid(self, steps + 1)), ValueError, r"grid\(6\) must return a viot.Grid of 6 steps, not 7 steps"),
+        (
+            member("grid", lambda self, steps: Line.grid(self, steps + 1)),
+            ValueError,
+            r"grid\(6\) must return a viot.Grid of 6 steps, not 7 steps",
+        ),
         (member("grid", lambda self, steps: [1.0] * steps), ValueError, "viot.Grid of 6 steps, not list"),
-        (member("prior", lambda self, n, generator: torch.zeros(n, 3)), ValueError, r"Odd.prior\(8, …\) returned shape \(8, 3\), expected \(8, 2\)"),
+        (
+            member("prior", lambda self, n, generator: torch.zeros(n, 3)),
+            ValueError,
+            r"Odd.prior\(8, …\) returned shape \(8, 3\), expected \(8, 2\)",
+        ),
         (member("prior", lambda self, n, generator: torch.zeros(1, 2)), ValueError, r"expected \(8, 2\)"),
     ],
 )

@@ -268,7 +268,9 @@ def length(samples):
     return [len(s) for s in samples]
 
 
-@pytest.mark.parametrize("reward", [close, Differentiable(), with_noise, with_prompts, hard, viot.rewards.Quadratic(), viot.rewards.Noisy(close, 0.5)])
+@pytest.mark.parametrize(
+    "reward", [close, Differentiable(), with_noise, with_prompts, hard, viot.rewards.Quadratic(), viot.rewards.Noisy(close, 0.5)]
+)
 def test_good_reward_passes(reward):
     check_reward(reward, POINTS)
 
@@ -317,7 +319,6 @@ def plus_infinity(samples):
 
 def random(samples):
     return close(samples) + torch.randn(len(samples))
-
 
 
 def unfulfilled(samples, temperature):
@@ -592,9 +593,21 @@ class Poisoned(ResamplingSMC):
         return state
 
 
+@dataclass(frozen=True)
+class Ragged(ResamplingSMC):
+    """Gathers one array, and forgets the others."""
+
+    name: ClassVar[str] = "ragged"
+
+    def finish(self, problem, state):
+        state = super().finish(problem, state)
+        return state.but(roots=state.roots[:, : problem.K // 2])
+
+
 @pytest.mark.parametrize(
     ("method", "message"),
     [
+        (Ragged(), r"disagree about \(G, K\)"),
         (Forgetful(), "that state does not determine the rest"),
         (SelfKeeping(), "cannot go on from the state|that state does not determine the rest"),
         (Twice(), "exceeds its budget"),

@@ -98,7 +98,9 @@ class NoTerminal(FKD):
         return state
 
 
-@pytest.mark.parametrize("wrong", [ForgetsWeights(), ForgetsMasses(), ForgetsTheGather(), NoTerminal(schedule=(0.2,)), FKD(compat="released")])
+@pytest.mark.parametrize(
+    "wrong", [ForgetsWeights(), ForgetsMasses(), ForgetsTheGather(), NoTerminal(schedule=(0.2,)), FKD(compat="released")]
+)
 def test_mistakes_are_found(wrong):
     assert z_scores(run(wrong), law())[1:].abs().max() > 6.0
 
@@ -333,5 +335,3 @@ def test_best_of_n_has_the_law_of_the_best():
 def test_rewards_seen_are_those_returned():
     population = run(VASR(), groups=5)
     assert torch.allclose(population.rewards, REWARD(population.samples.flatten(0, 1)).view(5, 16))
-
-

@@ -553,7 +553,11 @@ def test_unet_steps_are_the_schedulers(kind, prediction_type, clip):
             out = model.unet(x, t).sample
             prediction = model.predict(x, grid.times[j].expand(2), group)
         ddim = kind == "DDIMScheduler"
-        theirs = scheduler.step(out, t, x, eta=0.6, variance_noise=noise_of(x, j).float()) if ddim else scheduler.step(out, t, x, generator=generator(j))
+        theirs = (
+            scheduler.step(out, t, x, eta=0.6, variance_noise=noise_of(x, j).float())
+            if ddim
+            else scheduler.step(out, t, x, generator=generator(j))
+        )
         noise = noise_of(x, j).float() if ddim else torch.randn(x.shape, generator=generator(j))
         scale = max(1.0, float(theirs.pred_original_sample.abs().max()))
         assert (prediction.x0 - theirs.pred_original_sample).abs().max() < 1e-5 * scale
@@ -589,7 +593,9 @@ def test_base_reproduces_the_ddim_pipeline(clip):
     scheduler = scheduler_of("DDIMScheduler", clip_sample=clip)
     pipe = diffusers.DDIMPipeline(tiny_unet(), scheduler)
     pipe.set_progress_bar_config(disable=True)
-    theirs = torch.from_numpy(pipe(batch_size=3, generator=generator(5), num_inference_steps=7, eta=0.0, output_type="np").images).permute(0, 3, 1, 2)
+    theirs = torch.from_numpy(pipe(batch_size=3, generator=generator(5), num_inference_steps=7, eta=0.0, output_type="np").images).permute(
+        0, 3, 1, 2
+    )
     x = torch.randn(3, 3, 8, 8, generator=generator(5))
     population = base_from(unet_model(scheduler), x, 7, 0.0)
     assert population.modality == "images"
@@ -604,7 +610,9 @@ def test_the_chain_reproduces_the_ddpm_pipeline():
     scheduler = scheduler_of("DDPMScheduler")
     pipe = diffusers.DDPMPipeline(tiny_unet(), scheduler)
     pipe.set_progress_bar_config(disable=True)
-    theirs = torch.from_numpy(pipe(batch_size=3, generator=generator(5), num_inference_steps=7, output_type="np").images).permute(0, 3, 1, 2)
+    theirs = torch.from_numpy(pipe(batch_size=3, generator=generator(5), num_inference_steps=7, output_type="np").images).permute(
+        0, 3, 1, 2
+    )
     g = generator(5)
     x = torch.randn(3, 3, 8, 8, generator=g)
     model = unet_model(scheduler)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -32,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 2 for a mistake in what was asked, 130 when interrupted."""
     for stream in (sys.stdout, sys.stderr):
         # A terminal that knows no ✓ shows a question mark instead of failing.
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
         args = _parser().parse_args(argv)
@@ -155,7 +156,9 @@ def _compare(args: argparse.Namespace) -> int:
     base = Task().changed(args)
     budget = base.budget or base.particles * base.steps
     base = replace(base, budget=budget, particles=max(1, budget // base.steps))
-    tasks = {text: replace(base, method=name, settings=settings) for text in split_list(args.methods) for name, settings in [method_spec(text)]}
+    tasks = {
+        text: replace(base, method=name, settings=settings) for text in split_list(args.methods) for name, settings in [method_spec(text)]
+    }
     out = Path(args.out) if args.out else fresh(Path("runs") / safe(f"compare-{base.model}-{base.reward}"))
     model = base.load(args.device)
     wish = isinstance(base.lam, Strength)
@@ -164,7 +167,7 @@ def _compare(args: argparse.Namespace) -> int:
         task.prepare(model, **({"lam": 1.0} if wish else {}))
     writable(out)
     # λ is solved once, so that all methods have the same target.
-    lam = replace(base, method="base", settings={}).prepare(model).config["lam"] if wish else base.lam
+    lam = float(replace(base, method="base", settings={}).prepare(model).config["lam"] if isinstance(base.lam, Strength) else base.lam)
     judge = judge_of(base.model, base.reward)
     rows, populations, folders, failures = [], {}, {}, {}
     for name, task in tasks.items():
@@ -179,11 +182,21 @@ def _compare(args: argparse.Namespace) -> int:
         populations[name] = population
         rows.append(row(name, population, judge(population) if judge else None))
     indices = next((p.config["groups"] for p in populations.values()), [0])
-    task_record = {"model": base.model, "reward": base.reward, "steps": base.steps, "lam": lam, "seed": base.seed, "budget": budget, "groups": indices}
+    task_record = {
+        "model": base.model,
+        "reward": base.reward,
+        "steps": base.steps,
+        "lam": lam,
+        "seed": base.seed,
+        "budget": budget,
+        "groups": indices,
+    }
     write_text(out / "compare.json", json.dumps({"task": task_record, "rows": rows, "died": failures}, indent=1, ensure_ascii=False))
     write_text(out / "compare.html", comparison(task_record, rows, populations, folders, failures))
     bold, plain = (BOLD, PLAIN) if _colour() else ("", "")
-    say(f"\n{bold}{base.model}, steered toward {base.reward}{plain}: λ = {shown(lam)}, {base.steps} steps, {budget} network rows per group\n")
+    say(
+        f"\n{bold}{base.model}, steered toward {base.reward}{plain}: λ = {shown(lam)}, {base.steps} steps, {budget} network rows per group\n"
+    )
     say(columns(*cells(rows, failures), numbers=True))
     say(f"\n{out}: compare.html, compare.json, and a report for each method")
     return 0 if rows else 2
@@ -233,7 +246,9 @@ def _colour() -> bool:
 def _parser() -> argparse.ArgumentParser:
     from . import __version__
 
-    parser = argparse.ArgumentParser(prog="viot", description="Steer a frozen diffusion model toward any reward while it samples.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="viot", description="Steer a frozen diffusion model toward any reward while it samples.", allow_abbrev=False
+    )
     parser.add_argument("--version", action="version", version=f"viot {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
@@ -267,7 +282,9 @@ def _task(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--model", metavar="NAME", help="a name of `viot list models`, org/checkpoint, or a folder (default digits)")
     sub.add_argument("--reward", metavar="NAME", help="a name of `viot list rewards`, e.g. digit:7 (default)")
     sub.add_argument("--particles", metavar="K", type=int, help="particles per group (default 64)")
-    sub.add_argument("--groups", metavar="G", help="independent groups: a count, or a range of indices such as 4:8 (default one per prompt)")
+    sub.add_argument(
+        "--groups", metavar="G", help="independent groups: a count, or a range of indices such as 4:8 (default one per prompt)"
+    )
     sub.add_argument("--steps", metavar="T", type=int, help="network calls per particle (default 50)")
     sub.add_argument("--lam", metavar="λ", help="strength of the reward: a number, ess:0.3 or kl:2 (default 1)")
     sub.add_argument("--seed", type=int, help="(default 0)")

@@ -133,8 +133,7 @@ class State:
             extra = {k[len("extra.") :]: fields.pop(k) for k in list(fields) if k.startswith("extra.")}
             prediction = Prediction(**fields, extra=extra)
         history = tuple(
-            Selection(step, tensors[f"history.{i}.ancestors"], under(f"history.{i}.stats."))
-            for i, step in enumerate(header["steps_of"])
+            Selection(step, tensors[f"history.{i}.ancestors"], under(f"history.{i}.stats.")) for i, step in enumerate(header["steps_of"])
         )
         state = cls(
             x=tensors["x"].to(device),

@@ -157,7 +157,11 @@ class Population:
             return v.flatten(0, 1)[rows].view(*index.shape, *v.shape[2:])
 
         samples = self.samples
-        samples = pick(samples) if isinstance(samples, Tensor) else [[row[i] for i in ids] for row, ids in zip(samples, index.tolist(), strict=True)]
+        samples = (
+            pick(samples)
+            if isinstance(samples, Tensor)
+            else [[row[i] for i in ids] for row, ids in zip(samples, index.tolist(), strict=True)]
+        )
         log_w = weights.normalize(pick(self.log_weights).nan_to_num(nan=weights.NEG_INF))
         if equal:
             log_w = torch.where(self.log_weights.isnan().all(-1, keepdim=True), torch.nan, -math.log(index.shape[1])).expand(index.shape)

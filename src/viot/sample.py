@@ -101,7 +101,9 @@ class Run:
         if isinstance(state, Population):
             return state
         done = state.step if state is not None else 0
-        bar = tqdm(total=self.problem.T, initial=done, disable=None if progress is None else not progress, desc=self.config["method"]["name"])
+        bar = tqdm(
+            total=self.problem.T, initial=done, disable=None if progress is None else not progress, desc=self.config["method"]["name"]
+        )
         with bar:
             reached = None
             for reached in self.states(state):
@@ -278,6 +280,3 @@ class Checkpoint:
     def finish(self, population: Population) -> None:
         population.save(self.folder)
         self.state.unlink(missing_ok=True)
-
-
-

@@ -142,7 +142,11 @@ class Task:
 
     def changed(self, args: argparse.Namespace) -> Task:
         """With what the command line says explicitly."""
-        given = {k: v for k in ("model", "reward", "particles", "steps", "seed", "budget", "batch_size") if (v := getattr(args, k, None)) is not None}
+        given = {
+            k: v
+            for k in ("model", "reward", "particles", "steps", "seed", "budget", "batch_size")
+            if (v := getattr(args, k, None)) is not None
+        }
         if getattr(args, "groups", None) is not None:
             given["groups"] = which_groups(args.groups)
         if args.lam is not None:
@@ -205,7 +209,6 @@ def fresh(folder: Path) -> Path:
         n += 1
         tries = folder.with_name(f"{folder.name}-{n}")
     return tries
-
 
 
 def safe(text: str) -> str:

@@ -102,7 +102,9 @@ def check_model(model: Any, steps: int = 8, tolerance: float = 1e-4) -> None:
         compare(back, _predict(model, visited[j][back], t, group[back], "in reversed order"), predictions[j], "when the batch is reversed")
     at = [min(i * steps // n, steps - 1) for i in range(n)]
     mixed = torch.stack([visited[j][i] for i, j in enumerate(at)])
-    together = _predict(model, mixed, grid.times[at].to(model.device), group, "with another time in every row: t is (rows,), as trees need it")
+    together = _predict(
+        model, mixed, grid.times[at].to(model.device), group, "with another time in every row: t is (rows,), as trees need it"
+    )
     for i, j in enumerate(at):
         one = slice(i, i + 1)
         compare(one, together.map(lambda v: v[one]), predictions[j], "beside rows of other times t")  # noqa: B023
@@ -131,7 +133,10 @@ def _check_grid(model: Any, steps: int) -> None:
     grid = model.grid(steps)
     _require(isinstance(grid, Grid), f"{what}.grid({steps}) must return a viot.Grid, not {type(grid).__name__}")
     _require(len(grid) == steps, f"{what}.grid({steps}) has {len(grid)} steps: T steps are T times, and T + 1 alphas and sigmas")
-    _require(grid.times.ndim == 1, f"{what}.grid({steps}).times must be (T,): what predict receives at each step; it is {tuple(grid.times.shape)}")
+    _require(
+        grid.times.ndim == 1,
+        f"{what}.grid({steps}).times must be (T,): what predict receives at each step; it is {tuple(grid.times.shape)}",
+    )
     _require(bool((grid.sigmas[:-1] > 0).all()), f"{what}.grid({steps}): σ must be > 0 before the end; a step starts from a noisy state")
     _require(bool((grid.alphas[1:] > 0).all()), f"{what}.grid({steps}): α must be > 0 after the first step; the state would hold no signal")
     model.grid(steps + 1)
@@ -152,9 +157,14 @@ def _check_prior(model: Any, categorical: bool) -> None:
     _require(isinstance(x, Tensor), f"{what}.prior must return a tensor, not {type(x).__name__}")
     for n in (1, 3):
         shape = tuple(_prior(model, n, 0).shape)
-        _require(shape == (n, *model.event_shape), f"{what}.prior({n}, …) has shape {shape}; it must be (n, *event_shape) = {(n, *model.event_shape)}")
+        _require(
+            shape == (n, *model.event_shape),
+            f"{what}.prior({n}, …) has shape {shape}; it must be (n, *event_shape) = {(n, *model.event_shape)}",
+        )
     _require(x.dtype == model.dtype, f"{what}.prior returns {x.dtype}, but {what}.dtype says {model.dtype}")
-    _require(x.device.type in (model.device.type, "cpu"), f"{what}.prior must return a tensor on the CPU or on {model.device}, not on {x.device}")
+    _require(
+        x.device.type in (model.device.type, "cpu"), f"{what}.prior must return a tensor on the CPU or on {model.device}, not on {x.device}"
+    )
     with _another_global_seed():
         again = _prior(model, 3, 0)
     _require(
@@ -190,13 +200,17 @@ def _check_shapes(prediction: Prediction, x: Tensor, what: str, categorical: boo
         got = tuple(prediction.eps.shape)
         _require(got == tuple(x.shape), f"{what}.predict returned eps of shape {got} for x of shape {tuple(x.shape)}; they must be equal")
     for name, value in prediction.extra.items():
-        _require(value.shape[:1] == x.shape[:1], f"{what}.predict: extra[{name!r}] must have one leading entry per row, not {tuple(value.shape)}")
+        _require(
+            value.shape[:1] == x.shape[:1], f"{what}.predict: extra[{name!r}] must have one leading entry per row, not {tuple(value.shape)}"
+        )
     if not categorical:
         _require(bool(prediction.x0.isfinite().all()), f"{what}.predict returned an x0 that is not finite")
         return
     logits = prediction.logits
     if logits is None:
-        raise AssertionError(f"{what} works on tokens ({x.dtype}), so predict must return Prediction(x0, logits=…), (rows, length, vocabulary)")
+        raise AssertionError(
+            f"{what} works on tokens ({x.dtype}), so predict must return Prediction(x0, logits=…), (rows, length, vocabulary)"
+        )
     _require(
         logits.ndim == x.ndim + 1 and logits.shape[:-1] == x.shape,
         f"{what}.predict returned logits of shape {tuple(logits.shape)}; they must be (rows, length, vocabulary) for x of shape {tuple(x.shape)}",
@@ -240,7 +254,10 @@ def _check_decode(model: Any, x0: Tensor, group: Tensor, tolerance: float) -> No
         alone = [model.decode(x0[i : i + 1], group[i : i + 1]) for i in range(len(x0))]
     _require(torch.equal(x0, kept), f"{what}.decode changed x0 in place; work on a copy")
     sized = hasattr(samples, "__len__") and len(samples) == len(x0)
-    _require(sized, f"{what}.decode must return one sample per row: a tensor (rows, …) or a list; for {len(x0)} rows it returned {_outline(samples)}")
+    _require(
+        sized,
+        f"{what}.decode must return one sample per row: a tensor (rows, …) or a list; for {len(x0)} rows it returned {_outline(samples)}",
+    )
     for i, one in enumerate(alone):
         _require(
             len(one) == 1 and _alike(one[0], samples[i], tolerance),
@@ -296,7 +313,9 @@ def check_reward(reward: Callable | str, samples: Any, prompts: list[Any] | None
         )
         with _another_global_seed():
             again = score(everyone).double().cpu()
-        _require(_alike(again, together, tolerance), f"{what} scores the same samples differently a second time; ask for `noise` if it is random")
+        _require(
+            _alike(again, together, tolerance), f"{what} scores the same samples differently a second time; ask for `noise` if it is random"
+        )
         for size in sorted({1, 2, max(1, n // 2), n - 1}):
             parts = [everyone[i : i + size] for i in range(0, n, size)]
             sliced = torch.cat([score(part).double().cpu() for part in parts])
@@ -390,7 +409,15 @@ def check_method(method: Any, steps: int = 6, particles: int = 8) -> None:
 
     def start(groups: Any = 5, batch_size: int | None = None, lam: float = 1.0, k: int = particles) -> Run:
         return prepare(
-            _Isotropic(), _Closeness(), copy.deepcopy(method), particles=k, groups=groups, steps=steps, lam=lam, seed=7, batch_size=batch_size
+            _Isotropic(),
+            _Closeness(),
+            copy.deepcopy(method),
+            particles=k,
+            groups=groups,
+            steps=steps,
+            lam=lam,
+            seed=7,
+            batch_size=batch_size,
         )
 
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
@@ -398,7 +425,9 @@ def check_method(method: Any, steps: int = 6, particles: int = 8) -> None:
         with _global_rng_untouched(what, "randomness belongs to the group: draw from problem.draw(step, purpose)"):
             whole, saved = _walk(start(), what, Path(folder))
         with _another_global_seed():
-            _compare(_answer(start()), whole, f"{what} gives another answer under another global seed; draw from problem.draw(step, purpose)")
+            _compare(
+                _answer(start()), whole, f"{what} gives another answer under another global seed; draw from problem.draw(step, purpose)"
+            )
         _require(
             bool((whole.log_weights.logsumexp(-1).abs() < 1e-9).all()),
             f"{what}: the normalised log-weights of the answer do not sum to 1; the final log_w must be finite for some particle of each group",
@@ -445,7 +474,10 @@ def _walk(run: Run, what: str, folder: Path) -> tuple[Population, list[tuple[int
             f"{what} exceeds its budget: {spent} network rows by step {state.step}, allowed are {problem.G} groups × {problem.budget}. "
             f"Declare what a particle costs in cost(steps)",
         )
-        _require(state.cost.get("nfe") == spent, f"{what}: {where} does not record the cost so far; yield it with cost=problem.evaluate.cost.record()")
+        _require(
+            state.cost.get("nfe") == spent,
+            f"{what}: {where} does not record the cost so far; yield it with cost=problem.evaluate.cost.record()",
+        )
         _require(state.step >= step, f"{what}: steps go backwards, from {step} to {state.step}")
         bad = state.log_w.isnan() | (state.log_w == torch.inf)
         _require(not bool(bad.any()), f"{what}: log_w of {where} holds NaN or +inf although all rewards are finite")
@@ -455,7 +487,9 @@ def _walk(run: Run, what: str, folder: Path) -> tuple[Population, list[tuple[int
             try:
                 state.save(folder / f"{states}.safetensors")
             except Exception as error:
-                raise AssertionError(f"{what}: {where} cannot be saved: {type(error).__name__}: {error}. It may hold tensors only") from error
+                raise AssertionError(
+                    f"{what}: {where} cannot be saved: {type(error).__name__}: {error}. It may hold tensors only"
+                ) from error
             files.append((state.step, folder / f"{states}.safetensors"))
     if state is None or not state.done:
         raise AssertionError(f"{what} must end by yielding a state with done=True, and it did not")

@@ -19,7 +19,9 @@ from .smc import EVERY_TENTH, ResamplingSMC, Schedule
 Potential = Literal["diff", "max", "sum", "rt"]
 
 
-@methods.add("fkd", "FK steering: potentials from intermediate rewards, multinomial resampling", cost="K·T network calls, rewards at 4 steps + end")
+@methods.add(
+    "fkd", "FK steering: potentials from intermediate rewards, multinomial resampling", cost="K·T network calls, rewards at 4 steps + end"
+)
 @dataclass(frozen=True)
 class FKD(ResamplingSMC):
     r"""Feynman–Kac steering, section 3 of arXiv 2501.06848. With r_t the value of x_t and the product running over scoring steps:

@@ -2,7 +2,6 @@ r"""FVD: Fleming–Viot diffusion (arXiv 2604.06779 v1)."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -15,6 +14,7 @@ from ..model import Grid
 from ..particles import State
 from ..problem import Problem
 from ..weights import NEG_INF
+from .absorption import capped_deaths, pilot_strength, robbins_monro, solve_strength
 from .method import methods
 from .smc import SMC
 
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 Split = Literal["equal", "snr"] | Callable[[Grid, list[int]], Any]
 
 
-@methods.add("fvd", "Fleming–Viot: low rewards die, survivors donate, the reborn get fresh noise", cost="K·T network calls, rewards at 9 steps + end")
+@methods.add(
+    "fvd", "Fleming–Viot: low rewards die, survivors donate, the reborn get fresh noise", cost="K·T network calls, rewards at 9 steps + end"
+)
 @dataclass(frozen=True)
 class FVD(SMC):
     r"""Fleming–Viot diffusion, arXiv 2604.06779 v1. At scoring step k with potential G_k = exp(λ_k a_k r), Σ a_k = 1:
@@ -122,50 +124,21 @@ class FVD(SMC):
         return self.record(problem, after, seen, weights.normalize(log_g), ancestors)
 
     def deaths(self, log_p: Tensor, u: Tensor, tie: Tensor, rewards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Who dies (G, K), under the cap, and the log-potential that is carried for it; log_p may come back tempered.
-
-        The cap binds on deaths by chance; a particle whose reward is −inf always dies.
-        """
-        most = math.floor(self.cap * log_p.shape[1])
-        doomed = rewards == NEG_INF
-        if self.cap_policy == "temper":
-            finite = torch.where(doomed, 0.0, log_p)
-            shrink = weights.solve_monotone(lambda b: 1 - (b * finite).exp().mean(-1, keepdim=True), self.cap, *_unit(log_p))
-            log_p = torch.where(doomed, NEG_INF, shrink * finite)
-        p = log_p.exp()
-        dead = (u >= p) & ~doomed
-        n = dead.sum(-1, keepdim=True)
-        stays_dead = dead
-        if bool((n > most).any()):
-            # The `most` smallest keys stay dead: a uniform subset, or the worst (by rank, so that ties cannot exceed the cap).
-            key = rewards.argsort(dim=-1, stable=True).argsort(dim=-1).double() if self.cap_policy == "spare_best" else tie
-            key = torch.where(dead, key, torch.inf)
-            stays_dead = dead & (key <= key.kthvalue(most, dim=-1, keepdim=True).values) if most else torch.zeros_like(dead)
-        if self.cap_policy == "spare_best":
-            return log_p, stays_dead | doomed, log_p
-        spared = (n - most).clamp_min(0) / n.clamp_min(1)
-        carried = torch.where(spared > 0, (p + spared * (1 - p)).log(), log_p)
-        return log_p, stays_dead | doomed, torch.where(doomed, NEG_INF, carried)
+        """The survival log-probabilities (tempered or not), who dies, and the log-potential that is carried for it; all (G, K)."""
+        return capped_deaths(log_p, u, tie, rewards, self.cap, self.cap_policy)
 
     def lam_now(self, state: State, share: float) -> Tensor:
         """λ_k (G,) of this selection."""
         if self.alpha_star is None or self.controller != "bisection":
             return state.group["lam"]
-        gap = state.rewards - state.rewards.amax(-1, keepdim=True)
-        low, high = (torch.full_like(state.group["lam"], b) for b in self.lam_bounds)
+        return solve_strength(state.rewards, share, self.alpha_star, self.lam_bounds)
 
-        def absorbed(lam: Tensor) -> Tensor:
-            return 1 - weights.tilt(gap, lam[:, None] * share).nan_to_num(nan=NEG_INF).exp().mean(-1)
-
-        return weights.solve_monotone(absorbed, self.alpha_star, low, high)
-
-    def lam_next(self, lam: Tensor, absorption: Tensor, k: int) -> Tensor:
-        """The Robbins–Monro step towards alpha_star."""
+    def lam_next(self, lam: Tensor, absorbed: Tensor, k: int) -> Tensor:
+        """λ_{k+1} (G,), after selection k absorbed this share."""
         if self.alpha_star is None or self.controller == "bisection":
             return lam
-        gain = self.rho / k**self.kappa * (self.alpha_star - absorption)
-        moved = lam * gain.exp() if self.controller == "multiplicative" else lam + gain
-        return moved.clamp(*self.lam_bounds)
+        gain = self.rho / k**self.kappa
+        return robbins_monro(lam, absorbed, self.alpha_star, gain, self.controller == "multiplicative", self.lam_bounds)
 
     def etas(self, state: State) -> float | Tensor:
         return torch.where(state.extra["reborn"], self.eta_rebirth, self.eta_base)
@@ -188,20 +161,11 @@ class FVD(SMC):
 
         The controller alone moves only part of the way within one run. Keywords are those of `viot.sample` (particles, steps, lam, …).
         """
-        from ..sample import prepare
-
         if self.alpha_star is None:
             raise ValueError("calibrate needs a target share of deaths: FVD(alpha_star=0.15).calibrate(…)")
-        pilot = replace(self, alpha_star=None, controller="multiplicative")
-        lam = float(run.get("lam", 1.0))
-        weak, strong = self.lam_bounds
-        for i in range(runs):
-            *_, last = prepare(model, reward, replace(pilot, lam0=lam), **{**run, "seed": run.get("seed", 0) + i}).states()
-            absorbed = torch.stack([s.stats["absorption"] for s in last.history]).mean().item()
-            weak, strong = (lam, strong) if absorbed < self.alpha_star else (weak, lam)
-            # Factors of two until the target is bracketed, then bisection in log λ.
-            lam = 2 * lam if strong == self.lam_bounds[1] else lam / 2 if weak == self.lam_bounds[0] else math.sqrt(weak * strong)
-        return replace(self, lam0=lam, alpha_star=None)
+        pilot = replace(self, alpha_star=None)
+        lam = pilot_strength(lambda lam: replace(pilot, lam0=lam), self.alpha_star, self.lam_bounds, model, reward, runs, **run)
+        return replace(pilot, lam0=lam)
 
 
 _CHOICES = {
@@ -211,8 +175,3 @@ _CHOICES = {
     "rebirth_noise": ("next_step", "all_later_steps"),
     "target": ("user", "effective"),
 }
-
-
-def _unit(like: Tensor) -> tuple[Tensor, Tensor]:
-    """The ends 0 and 1 of a per-group search."""
-    return torch.zeros_like(like[:, :1]), torch.ones_like(like[:, :1])

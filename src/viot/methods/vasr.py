@@ -18,7 +18,9 @@ from .method import methods
 from .smc import ResamplingSMC
 
 
-@methods.add("vasr", "variance-aware selection: masses that minimise the continuation variance", cost="K·T network calls, rewards at 9 steps + end")
+@methods.add(
+    "vasr", "variance-aware selection: masses that minimise the continuation variance", cost="K·T network calls, rewards at 9 steps + end"
+)
 @dataclass(frozen=True)
 class VASR(ResamplingSMC):
     r"""Variance-aware selection and resampling, sections 4–5 of arXiv 2604.06779 v2.

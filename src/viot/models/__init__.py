@@ -9,7 +9,12 @@ from ..registry import Registry, unknown
 models = Registry("model")
 
 
-@models.add("digits", "handwritten digits: an MNIST UNet that comes with the package", cost="1.6 ms per image on two cores", licence="Apache-2.0, trained on MNIST")
+@models.add(
+    "digits",
+    "handwritten digits: an MNIST UNet that comes with the package",
+    cost="1.6 ms per image on two cores",
+    licence="Apache-2.0, trained on MNIST",
+)
 def _digits(**settings: Any) -> Any:
     from .digits import load
 

@@ -76,7 +76,10 @@ def cells(rows: list[dict[str, Any]], failures: dict[str, str]) -> tuple[list[st
 
     kinds = [
         ("method", lambda r: r["method"]),
-        ("mean reward", lambda r: show(r["mean_reward"]) + ("" if r["standard_error"] is None else f" ±\u00a0{number(r['standard_error'], 2)}")),
+        (
+            "mean reward",
+            lambda r: show(r["mean_reward"]) + ("" if r["standard_error"] is None else f" ±\u00a0{number(r['standard_error'], 2)}"),
+        ),
         ("best", lambda r: show(r["best_reward"])),
         ("judge", lambda r: show(r["judge"], percent)),
         ("ESS", lambda r: "–" if r["ess"] is None else f"{number(r['ess'])} of {count(r['particles'])}"),
@@ -91,7 +94,9 @@ def cells(rows: list[dict[str, Any]], failures: dict[str, str]) -> tuple[list[st
     return [name for name, _ in kinds], body
 
 
-def comparison(task: dict[str, Any], rows: list[dict[str, Any]], populations: dict[str, Population], folders: dict[str, str], failures: dict[str, str]) -> str:
+def comparison(
+    task: dict[str, Any], rows: list[dict[str, Any]], populations: dict[str, Population], folders: dict[str, str], failures: dict[str, str]
+) -> str:
     """The page of a comparison. `folders` leads from a method to its own report, relative to this page."""
     g, budget = len(task["groups"]), task["budget"]
     heading = f"{task['model']}, steered toward {task['reward']}"
@@ -112,7 +117,9 @@ def comparison(task: dict[str, Any], rows: list[dict[str, Any]], populations: di
         shown.append(f'<h3>{escape(name)}</h3><p class="lede">{escape(r["verdict"])}{link}</p>{few}')
     where = " of the first group" if g > 1 else ""
     kind = any(p.modality != "tensor" for p in populations.values())
-    return document(heading, f'{body}<section class="by-weight"><h2>{f"Heaviest samples{where}" if kind else "Verdicts"}</h2>{"".join(shown)}</section>')
+    return document(
+        heading, f'{body}<section class="by-weight"><h2>{f"Heaviest samples{where}" if kind else "Verdicts"}</h2>{"".join(shown)}</section>'
+    )
 
 
 def _pictures(population: Population, which: list[tuple[int, int]]) -> str:

@@ -61,7 +61,7 @@ def _columns(population: Population) -> str:
     best = population.rewards.nan_to_num(nan=-math.inf).flatten().argsort(descending=True, stable=True)[: min(BEST, g * k)].tolist()
     return (
         f'<div class="columns"><div class="by-weight"><h3>By weight</h3><p class="lede">The answer: read averages from these. The bar is the '
-        f'weight, relative to the largest.</p>{"".join(blocks)}</div>'
+        f"weight, relative to the largest.</p>{''.join(blocks)}</div>"
         f'<aside class="by-reward"><h3>By reward</h3><p class="lede">The {count(len(best))} best: pick from these.</p>'
         f"{tiles(population, [divmod(b, k) for b in best], w, grouped=g > 1)}</aside></div>"
     )
@@ -84,7 +84,9 @@ def tiles(population: Population, which: list[tuple[int, int]], w: Tensor, group
         numbers = f"<b>{fixed(reward, decimals)}</b>" + ("" if flat else f"<span>{percent(weight)}</span>")
         numbers += f"<em>{escape(group_label(population, i).partition(':')[0])}</em>" if grouped else ""
         kind = "tile best" if j == best[i] else "tile"
-        items.append(f'<li class="{kind}" title="{escape(tip)}">{_content(population.samples[i][j], text, tip)}<div>{numbers}{bar}</div></li>')
+        items.append(
+            f'<li class="{kind}" title="{escape(tip)}">{_content(population.samples[i][j], text, tip)}<div>{numbers}{bar}</div></li>'
+        )
     legend = "" if flat else " and weight"
     size = "" if text or max(population.samples.shape[-2:]) <= 96 else " large"
     return f'<ol class="{"texts" if text else "tiles"}{size}" aria-label="samples with reward{legend}">{"".join(items)}</ol>'
@@ -114,7 +116,11 @@ def _plots(population: Population) -> str:
         kept = kept if best in kept else [*kept, best]
         top = float(w.max()) or 1.0
         rows = [
-            (*points[j, :2].tolist(), float(w[j]) / top, f"particle {j}: reward {number(float(population.rewards[i, j]), 5)}, weight {percent(float(w[j]))}")
+            (
+                *points[j, :2].tolist(),
+                float(w[j]) / top,
+                f"particle {j}: reward {number(float(population.rewards[i, j]), 5)}, weight {percent(float(w[j]))}",
+            )
             for j in kept
         ]
         note = f"Area is weight; the ring marks the highest reward, {number(float(population.rewards[i, best]))}."

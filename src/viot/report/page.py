@@ -29,7 +29,7 @@ TREES, ROWS = 4, 64
 
 @cache
 def style() -> str:
-    return files(__package__).joinpath("style.css").read_text(encoding="utf-8")
+    return files("viot.report").joinpath("style.css").read_text(encoding="utf-8")
 
 
 def document(heading: str, body: str) -> str:
@@ -120,9 +120,16 @@ def _groups(population: Population) -> str:
     g = population.shape[0]
     if g == 1:
         return ""
-    mean, best, ess, z, left = population.mean(), population.rewards.amax(-1), population.ess, population.log_z, population.surviving_lineages
+    mean, best, ess, z, left = (
+        population.mean(),
+        population.rewards.amax(-1),
+        population.ess,
+        population.log_z,
+        population.surviving_lineages,
+    )
     rows = [
-        [group_label(population, i), number(mean[i]), number(best[i]), number(ess[i]), number(z[i]), count(left[i])] for i in range(min(g, ROWS))
+        [group_label(population, i), number(mean[i]), number(best[i]), number(ess[i]), number(z[i]), count(left[i])]
+        for i in range(min(g, ROWS))
     ]
     more = f'<p class="more">and {count(g - ROWS)} more</p>' if g > ROWS else ""
     return table(["group", "mean reward", "best reward", "ESS", "log Z", "lineages"], rows) + more
@@ -157,26 +164,87 @@ def _charts(population: Population) -> str:
     if has("ess"):
         note = "How many equally weighted particles the weights are worth, before each selection" + (" and at the end." if whole else ".")
         values = with_end("ess", population.ess) if whole else trace["ess"]
-        drawn.append(chart("Effective sample size", note, [_line("ESS", end if whole else steps, values)], y_label="particles", floor=0, ceiling=k, x_range=span))
+        drawn.append(
+            chart(
+                "Effective sample size",
+                note,
+                [_line("ESS", end if whole else steps, values)],
+                y_label="particles",
+                floor=0,
+                ceiling=k,
+                x_range=span,
+            )
+        )
     if has("reward_mean") and has("reward_max"):
         lines = [
             _line("highest", end, with_end("reward_max", population.rewards.amax(-1))),
-            _line("mean", end, with_end("reward_mean", torch.where(population.rewards.isfinite(), population.rewards, torch.nan).nanmean(-1))),
+            _line(
+                "mean", end, with_end("reward_mean", torch.where(population.rewards.isfinite(), population.rewards, torch.nan).nanmean(-1))
+            ),
         ]
-        drawn.append(chart("Reward", "Of the clean guesses at each selection, and of the finished samples at the end.", lines, y_label="reward", x_range=span))
+        drawn.append(
+            chart(
+                "Reward",
+                "Of the clean guesses at each selection, and of the finished samples at the end.",
+                lines,
+                y_label="reward",
+                x_range=span,
+            )
+        )
     lines = [_line("first ancestors still represented", [0.0, *steps], lineage.surviving(population.ancestors))]
     if has("distinct_parents"):
         lines.insert(0, _line("particles that became parents", steps, trace["distinct_parents"]))
-    drawn.append(chart("Descent", "How many have children at each selection, and how many lineages go on.", lines, y_label="particles", floor=0, ceiling=k, x_range=span))
+    drawn.append(
+        chart(
+            "Descent",
+            "How many have children at each selection, and how many lineages go on.",
+            lines,
+            y_label="particles",
+            floor=0,
+            ceiling=k,
+            x_range=span,
+        )
+    )
     if has("offspring_variance"):
         note = "Mean squared distance of the numbers of children from what the masses ask for: lower is better."
-        drawn.append(chart("Offspring variance", note, [_line("variance", steps, trace["offspring_variance"])], y_label="children²", floor=0, x_range=span))
+        drawn.append(
+            chart(
+                "Offspring variance",
+                note,
+                [_line("variance", steps, trace["offspring_variance"])],
+                y_label="children²",
+                floor=0,
+                x_range=span,
+            )
+        )
     if has("absorption"):
         lines = [_line("absorption", steps, trace["absorption"])]
-        drawn.append(chart("Absorption", "The expected share of particles that die at each selection.", lines, y_label="share", floor=0, ceiling=1, x_range=span))
+        drawn.append(
+            chart(
+                "Absorption",
+                "The expected share of particles that die at each selection.",
+                lines,
+                y_label="share",
+                floor=0,
+                ceiling=1,
+                x_range=span,
+            )
+        )
     if has("lam") and has("absorption"):
-        drawn.append(chart("Path strength λₖ", "The strength that each selection applied; it never changes the target.", [_line("λₖ", steps, trace["lam"])], y_label="λₖ", x_range=span))
-    bands = '<p class="more">Lines are means over the groups, bands reach from the lowest to the highest.</p>' if population.shape[0] > 1 else ""
+        drawn.append(
+            chart(
+                "Path strength λₖ",
+                "The strength that each selection applied; it never changes the target.",
+                [_line("λₖ", steps, trace["lam"])],
+                y_label="λₖ",
+                x_range=span,
+            )
+        )
+    bands = (
+        '<p class="more">Lines are means over the groups, bands reach from the lowest to the highest.</p>'
+        if population.shape[0] > 1
+        else ""
+    )
     return f'<div class="charts">{"".join(drawn)}</div>{bands}'
 
 
@@ -229,7 +297,9 @@ def _cost(population: Population) -> str:
     foot = f"<tr><td>total</td><td></td><td>{duration(total)}</td><td></td></tr>"
     faults = f'<p class="more">{count(population.faults)} rewards were NaN or +inf and counted as dead.</p>' if population.faults else ""
     pilot = population.config.get("lam_pilot")
-    solved = f'<p class="more">Before that, {count(pilot["nfe"])} network rows solved λ for {escape(str(pilot["wish"]))}.</p>' if pilot else ""
+    solved = (
+        f'<p class="more">Before that, {count(pilot["nfe"])} network rows solved λ for {escape(str(pilot["wish"]))}.</p>' if pilot else ""
+    )
     return (
         f'<div class="scroll"><table class="cost"><thead><tr><th>what</th><th>rows</th><th>time</th><th>share of the time</th></tr></thead>'
         f"<tbody>{''.join(cells)}</tbody><tfoot>{foot}</tfoot></table></div>{faults}{solved}"

@@ -101,7 +101,9 @@ def _axes(x: Scale, y: Scale, x_marks: list[float], y_marks: list[float], x_rang
     out.append(f'<text class="label" x="{right}" y="{HEIGHT - 6}" text-anchor="end">{escape(x_label)} →</text>')
     if y_label:
         middle = (TOP + bottom) / 2
-        out.append(f'<text class="label" x="11" y="{middle:.0f}" text-anchor="middle" transform="rotate(-90 11 {middle:.0f})">{escape(y_label)}</text>')
+        out.append(
+            f'<text class="label" x="11" y="{middle:.0f}" text-anchor="middle" transform="rotate(-90 11 {middle:.0f})">{escape(y_label)}</text>'
+        )
     return "".join(out)
 
 
@@ -189,8 +191,9 @@ def scatter(title: str, note: str, points: list[tuple[float, float, float, str]]
     finite = [p for p in points if math.isfinite(p[0]) and math.isfinite(p[1])]
     if not finite:
         return ""
-    middle = [(min(p[i] for p in finite) + max(p[i] for p in finite)) / 2 for i in (0, 1)]
-    half = max(max(abs(p[i] - middle[i]) for p in finite) for i in (0, 1)) * 1.08 or 1.0
+    ends = [(min(values), max(values)) for values in ([p[0] for p in finite], [p[1] for p in finite])]
+    middle = [(low + high) / 2 for low, high in ends]
+    half = max(high - low for low, high in ends) / 2 * 1.08 or 1.0
     x = Scale(middle[0] - half, middle[0] + half, left, size - 8)
     y = Scale(middle[1] - half, middle[1] + half, size - bottom, 8)
     out = []
@@ -198,8 +201,16 @@ def scatter(title: str, note: str, points: list[tuple[float, float, float, str]]
         marks = [m for m in ticks(centre - half, centre + half, 7) if abs(m - centre) <= half]
         for m in marks:
             at = scale(m)
-            ends = f'x1="{at:.1f}" x2="{at:.1f}" y1="8" y2="{size - bottom}"' if flat else f'x1="{left}" x2="{size - 8}" y1="{at:.1f}" y2="{at:.1f}"'
-            place = f'x="{at:.1f}" y="{size - bottom + 16}" text-anchor="middle"' if flat else f'x="{left - 6}" y="{at + 3.5:.1f}" text-anchor="end"'
+            ends = (
+                f'x1="{at:.1f}" x2="{at:.1f}" y1="8" y2="{size - bottom}"'
+                if flat
+                else f'x1="{left}" x2="{size - 8}" y1="{at:.1f}" y2="{at:.1f}"'
+            )
+            place = (
+                f'x="{at:.1f}" y="{size - bottom + 16}" text-anchor="middle"'
+                if flat
+                else f'x="{left - 6}" y="{at + 3.5:.1f}" text-anchor="end"'
+            )
             out.append(f'<line class="grid" {ends}/><text class="tick" {place}>{_tick(m, marks)}</text>')
     out.append(f'<text class="label" x="{size - 8}" y="{size - 4}" text-anchor="end">first coordinate →</text>')
     out.append('<text class="label" x="10" y="8" text-anchor="end" transform="rotate(-90 10 8)">second coordinate →</text>')
@@ -234,7 +245,9 @@ def histogram(title: str, note: str, values: list[float], shares: list[float], x
     for i, share in enumerate(heavy):
         if share:
             tip = f"<title>{number(low + (high - low) * i / bins)} … {number(low + (high - low) * (i + 1) / bins)}: {number(share)}</title>"
-            out.append(f'<rect class="bar" x="{LEFT + i * width + 0.5:.1f}" y="{y(share):.1f}" width="{width - 1:.1f}" height="{HEIGHT - BOTTOM - y(share):.1f}">{tip}</rect>')
+            out.append(
+                f'<rect class="bar" x="{LEFT + i * width + 0.5:.1f}" y="{y(share):.1f}" width="{width - 1:.1f}" height="{HEIGHT - BOTTOM - y(share):.1f}">{tip}</rect>'
+            )
     outline = " ".join(f"{LEFT + i * width:.1f},{y(p):.1f} {LEFT + (i + 1) * width:.1f},{y(p):.1f}" for i, p in enumerate(plain))
     out.append(f'<polyline class="line outline" points="{outline}"/>')
     return figure(title, note, "", "".join(out), WIDTH, HEIGHT)

@@ -42,7 +42,9 @@ def facts(rows: list[tuple[str, str]]) -> str:
     return "\n".join(f"  {name.ljust(wide)}   {value}" for name, value in rows)
 
 
-def summary(population: Population, folder: Path | None = None, again: str | None = None, colour: bool = False, told: frozenset[str] = frozenset()) -> str:
+def summary(
+    population: Population, folder: Path | None = None, again: str | None = None, colour: bool = False, told: frozenset[str] = frozenset()
+) -> str:
     """The end of a run: what was done, the verdict, the scores, the cost, and where the files are. Reasons in `told` are not repeated."""
     found = verdict(population)
     bold, plain = (BOLD, PLAIN) if colour else ("", "")
@@ -53,7 +55,9 @@ def summary(population: Population, folder: Path | None = None, again: str | Non
             lines += textwrap.wrap(reason, WIDTH, initial_indent="    ", subsequent_indent="    ")
     lines += ["", facts(_scores(population))]
     if folder is not None:
-        names = [name for name in ("report.html", "samples.png", "samples.txt", "run.json", "population.safetensors") if (folder / name).exists()]
+        names = [
+            name for name in ("report.html", "samples.png", "samples.txt", "run.json", "population.safetensors") if (folder / name).exists()
+        ]
         kept = [("files", f"{folder}: {', '.join(names)}")] + ([("again", again)] if again else [])
         lines += ["", facts([(name.ljust(len("lineages left")), value) for name, value in kept])]
     return "\n".join(lines)
@@ -73,7 +77,12 @@ def _scores(population: Population) -> list[tuple[str, str]]:
     if len(z):
         rows.append(("log Z", number(z.mean()) + (f" ±\u00a0{number(z.std(), 2)} over groups" if len(z) > 1 else "")))
     if len(population.ancestors):
-        rows.append(("lineages left", f"{number(population.surviving_lineages.double().mean())} of {count(population.ancestors.shape[-1])}{per_group}"))
+        rows.append(
+            (
+                "lineages left",
+                f"{number(population.surviving_lineages.double().mean())} of {count(population.ancestors.shape[-1])}{per_group}",
+            )
+        )
     spent = [plural(population.nfe, "network row")] + [plural(population.grad_rows, "gradient row")] * bool(population.grad_rows)
     spent += [plural(population.reward_rows, "reward row"), duration(population.seconds.get("total", 0.0))]
     return [*rows, ("cost", ", ".join(spent))]

@@ -65,7 +65,15 @@ def tree(ancestors: Tensor, steps: list[int], total: int, weights: Tensor | None
         out.append(_weights(weights, shown_living, roots, survivors, x[-1], y[s]))
     out.append(_names(survivors, y[0], x[0]))
     title = "Lineages" + (f", {label}" if label else "")
-    return figure(title, _note(k, int(lineage.distinct(roots[-1])), weights is not None, (shown_living, living), (shown_ended, ended)), "", "".join(out), WIDTH, height, "tree")
+    return figure(
+        title,
+        _note(k, int(lineage.distinct(roots[-1])), weights is not None, (shown_living, living), (shown_ended, ended)),
+        "",
+        "".join(out),
+        WIDTH,
+        height,
+        "tree",
+    )
 
 
 def _leaves(parents: Tensor) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:

@@ -74,7 +74,9 @@ def strength_advice(population: Population) -> str | None:
         return f"fewer than 2 effective particles of {k} are left in a group: the weights rest on a single sample. {_milder(population)}"
     spread = rewards.std().item()
     if abs(lam) * spread < 0.1 and not _moved(population):
-        stronger = f" lam={1 / spread:.3g} makes one standard deviation of reward count e-fold." if spread > 0 else " All rewards are equal."
+        stronger = (
+            f" lam={1 / spread:.3g} makes one standard deviation of reward count e-fold." if spread > 0 else " All rewards are equal."
+        )
         return f"λ · std(reward) = {abs(lam) * spread:.2g}: steering this weak is hardly felt.{stronger}"
     return None
 

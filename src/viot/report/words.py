@@ -55,7 +55,7 @@ def count(value: float) -> str:
 
 def percent(share: float) -> str:
     """A share of one: 12 %, 3.1 %, < 0.1 %."""
-    if share != share:
+    if math.isnan(share):
         return "–"
     hundred = 100 * share
     return "0 %" if share == 0 else "< 0.1 %" if hundred < 0.1 else f"{hundred:.1f} %" if hundred < 9.95 else f"{hundred:.0f} %"

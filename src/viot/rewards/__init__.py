@@ -11,14 +11,26 @@ from ..reward import Reward, Scores
 rewards = Registry("reward")
 
 
-@rewards.add("digit", "log-probability that a classifier reads the digit", cost="0.1 ms per image", licence="Apache-2.0, trained on MNIST", example="digit:7")
+@rewards.add(
+    "digit",
+    "log-probability that a classifier reads the digit",
+    cost="0.1 ms per image",
+    licence="Apache-2.0, trained on MNIST",
+    example="digit:7",
+)
 def _digit(argument: str) -> Any:
     from .digits import Digits
 
     return Digits([_number(argument)])
 
 
-@rewards.add("digits", "best log-probability over a set of digits", cost="0.1 ms per image", licence="Apache-2.0, trained on MNIST", example="digits:even")
+@rewards.add(
+    "digits",
+    "best log-probability over a set of digits",
+    cost="0.1 ms per image",
+    licence="Apache-2.0, trained on MNIST",
+    example="digits:even",
+)
 def _digits(argument: str) -> Any:
     from .digits import Digits
 
@@ -26,7 +38,13 @@ def _digits(argument: str) -> Any:
     return Digits(sets[argument] if argument in sets else [_number(a) for a in argument.split(",")])
 
 
-@rewards.add("jpeg", "minus the JPEG size in kilobytes: smooth, compressible images", cost="0.1 ms per image", licence="Apache-2.0", example="jpeg, jpeg:75")
+@rewards.add(
+    "jpeg",
+    "minus the JPEG size in kilobytes: smooth, compressible images",
+    cost="0.1 ms per image",
+    licence="Apache-2.0",
+    example="jpeg, jpeg:75",
+)
 def _jpeg(argument: str = "95") -> Any:
     from .pixels import Jpeg
 
