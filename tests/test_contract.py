@@ -688,10 +688,7 @@ def test_batch_size_changes_memory_only(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_noisy_rewards_belong_to_the_group_too(method):
-    if getattr(make(method), "needs_gradient", False):
-        reward = viot.rewards.Noisy(Differentiable(), 0.5)
-    else:
-        reward = viot.rewards.Noisy(close, 0.5)
+    reward = viot.rewards.Noisy(Differentiable(), 0.5)
     among = run(method, reward=reward, groups=3)
     assert differing(run(method, reward=reward, groups=3), among) == []
     alone = run(method, reward=reward, groups=[2])

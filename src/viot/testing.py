@@ -175,7 +175,7 @@ def _check_prior(model: Any, categorical: bool) -> None:
     if not categorical:
         _require(
             not torch.equal(x, _prior(model, 3, 1)) and not torch.equal(x[0], x[1]),
-            f"{what}.prior returns the same numbers for another seed, or for two rows: draw (n, *event_shape) from the generator it is given",
+            f"{what}.prior returns the same numbers for another seed, or for two rows: draw them all from the generator it is given",
         )
 
 
@@ -213,7 +213,7 @@ def _check_shapes(prediction: Prediction, x: Tensor, what: str, categorical: boo
         )
     _require(
         logits.ndim == x.ndim + 1 and logits.shape[:-1] == x.shape,
-        f"{what}.predict returned logits of shape {tuple(logits.shape)}; they must be (rows, length, vocabulary) for x of shape {tuple(x.shape)}",
+        f"{what}.predict returned logits of shape {tuple(logits.shape)}, not (rows, length, vocabulary) for x of shape {tuple(x.shape)}",
     )
     good = not bool(logits.isnan().any()) and bool((logits > -torch.inf).any(-1).all()) and bool((logits < torch.inf).all())
     _require(good, f"{what}.predict returned logits with NaN, +inf, or no possible token at some position (−inf forbids a token)")
@@ -232,7 +232,7 @@ def _check_gradients(model: Any, x: Tensor, t: Tensor, group: Tensor, categorica
         _require(
             x0.requires_grad,
             f"{what}.predict cuts the graph: x asked for gradients, and x0 has none. A model never turns gradients off itself (no_grad, "
-            f"inference_mode, detach); the library does where it needs none. If the network has no gradient, declare differentiable = False.",
+            f"inference_mode, detach); the library does where it needs none. If the network has none, declare differentiable = False.",
         )
         if not declared:
             return
@@ -321,7 +321,7 @@ def check_reward(reward: Callable | str, samples: Any, prompts: list[Any] | None
             sliced = torch.cat([score(part).double().cpu() for part in parts])
             _require(
                 _alike(sliced, together, tolerance),
-                f"{what} does not score each sample by itself: in slices of {size} instead of {n} the scores become {_numbers(sliced)} instead "
+                f"{what} does not score each sample by itself: in slices of {size} they become {_numbers(sliced)} instead "
                 f"of {_numbers(together)}. Slices may have any size, so no mean, rank or normalisation over the batch may enter.",
             )
         back = score(everyone[::-1]).double().cpu().flip(0)

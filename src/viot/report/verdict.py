@@ -164,10 +164,10 @@ def standard_error(population: Population) -> float:
     """
     alive = population.ess > 0
     held = torch.zeros(population.shape[0], int(population.roots.max()) + 1, dtype=torch.float64)
-    weighed = held.scatter_add(-1, population.roots, population.weights) > 0
+    weighed = held.scatter_add(-1, population.roots, population.weights.double()) > 0
     if not alive.any() or (weighed[alive].sum(-1) < 2).any():
         return math.nan
-    w, mean, n = population.weights, population.mean(), int(alive.sum())
+    w, mean, n = population.weights.double(), population.mean(), int(alive.sum())
     deviation = torch.where(w > 0, w * (population.rewards - mean[:, None]), 0.0)
     variance = held.scatter_add(-1, population.roots, deviation)[alive].square().sum(-1).mean()
     if n > 1 and not prompts_of(population):
