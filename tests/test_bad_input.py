@@ -9,7 +9,7 @@ from helpers import METHODS, Differentiable, Line, Tokens, close, differing, qui
 from torch import nn
 
 import viot
-from viot.methods import VASR, FKD, make
+from viot.methods import FKD, VASR, make
 from viot.value import Rollout, as_value
 
 SMALL = {"particles": 8, "steps": 6, "progress": False}
@@ -31,11 +31,11 @@ def test_unknown_names_are_answered_with_the_nearest():
     refuses(ValueError, "unknown model 'gausian'.*mean 'gaussian'", model="gausian")
     refuses(ValueError, "unknown reward 'brigthness'.*mean 'brightness'.*Known: .*jpeg", reward="brigthness")
     refuses(ValueError, "unknown method 'vsar'.*mean 'vasr'.*Known: .*fkd", method="vsar")
-    with pytest.raises(ValueError, match="unknown setting of vasr 'temprature'.*mean 'temperature'"):
+    with pytest.raises(ValueError, match=r"unknown setting of vasr 'temprature'.*mean 'temperature'"):
         make("vasr", temprature=1.0)
-    with pytest.raises(ValueError, match="unknown resampling scheme 'sistematic'.*mean 'systematic'"):
+    with pytest.raises(ValueError, match=r"unknown resampling scheme 'sistematic'.*mean 'systematic'"):
         VASR(resampling="sistematic")
-    with pytest.raises(ValueError, match="unknown intermediate value 'rolout'.*mean 'rollout'"):
+    with pytest.raises(ValueError, match=r"unknown intermediate value 'rolout'.*mean 'rollout'"):
         VASR(value="rolout")
     # Nothing is near: no guess, but the list.
     assert "Did you mean" not in str(refuses(ValueError, "unknown method", method="qqqqq"))
@@ -86,7 +86,7 @@ def test_lam_wishes():
     for wish in (lambda: viot.ess(0.0), lambda: viot.ess(1.0), lambda: viot.kl(0.0), lambda: viot.kl(math.inf), lambda: viot.kl(math.nan)):
         with pytest.raises(ValueError, match="takes a"):
             wish()
-    with pytest.raises(ValueError, match="all .* pilot rewards are equal"):
+    with pytest.raises(ValueError, match=r"all .* pilot rewards are equal"):
         viot.sample(Line(), lambda s: torch.zeros(len(s)), "vasr", **{**SMALL, "lam": viot.ess(0.5)})
     with pytest.raises(ValueError, match=r"exceeds log\(8\)"):
         viot.sample(Line(), close, "vasr", **{**SMALL, "lam": viot.kl(5.0)})
@@ -424,7 +424,7 @@ def test_a_dead_run_names_its_step():
         calls.append(len(samples))
         return close(samples) + (0.0 if len(calls) < 3 else -math.inf)
 
-    with quiet(), pytest.raises(viot.DeadPopulation, match="at step 3 of 6: the reward .*late was"):
+    with quiet(), pytest.raises(viot.DeadPopulation, match=r"at step 3 of 6: the reward .*late was"):
         viot.sample(Line(), late, VASR(schedule=[1 / 6, 2 / 6, 3 / 6]), **SMALL)
 
 

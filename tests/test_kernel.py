@@ -315,9 +315,10 @@ def test_draws_belong_to_groups():
     draw = Draw(Rng(1), [0], 4, "propose")
     first, second = draw.uniform((8,)), draw.uniform((8,))
     assert not torch.equal(first, second)
-    for rng, groups, step, purpose, round in [(Rng(2), [0], 4, "propose", 0), (Rng(1), [1], 4, "propose", 0), (Rng(1), [0], 5, "propose", 0),
-                                              (Rng(1), [0], 4, "select", 0), (Rng(1), [0], 4, "propose", 1)]:  # fmt: skip
-        assert not torch.equal(Draw(rng, groups, step, purpose, round).uniform((8,)), first)
+    others = [(Rng(2), [0], 4, "propose", 0), (Rng(1), [1], 4, "propose", 0), (Rng(1), [0], 5, "propose", 0)]
+    others += [(Rng(1), [0], 4, "select", 0), (Rng(1), [0], 4, "propose", 1)]
+    for other in others:
+        assert not torch.equal(Draw(*other).uniform((8,)), first)
 
 
 # -- categorical ----------------------------------------------------------------------------------------------------------------------

@@ -186,7 +186,10 @@ class Task:
         method = make(self.method, **self.settings)
         names = ("particles", "groups", "steps", "lam", "seed", "budget", "batch_size")
         run = prepare(model, self.reward, method, **{**{k: getattr(self, k) for k in names}, **changes})
+        # The record says how to find the model again, though an object was handed over here.
         run.config["model"]["name"] = self.model
+        if "own" in run.config:
+            run.config["own"] = []
         return run
 
 

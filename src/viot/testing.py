@@ -385,8 +385,8 @@ def check_method(method: Any, steps: int = 6, particles: int = 8) -> None:
     It runs on a small exact Gaussian model whose predictions do not depend on the batch, and checks that
 
     - network calls go through `problem.evaluate`, stay inside the budget, and are recorded in every yielded state;
-    - each yielded state alone determines the rest: saved to disk, loaded, and continued by a fresh copy of the method, the run ends with the
-      same answer, bit for bit;
+    - each yielded state alone determines the rest: saved to disk, loaded, and continued by a fresh copy of the method, the run ends with
+      the same answer, bit for bit;
     - a group's answer is the same alone and among others, and for every batch_size, bit for bit;
     - nothing reads or moves torch's global random state;
     - log-weights are never NaN or +inf, normalise, and only the last state is `done`;
@@ -430,7 +430,7 @@ def check_method(method: Any, steps: int = 6, particles: int = 8) -> None:
             )
         _require(
             bool((whole.log_weights.logsumexp(-1).abs() < 1e-9).all()),
-            f"{what}: the normalised log-weights of the answer do not sum to 1; the final log_w must be finite for some particle of each group",
+            f"{what}: the normalised log-weights of the answer do not sum to 1; the final log_w must be finite for somebody in each group",
         )
         for step, path in saved:
             state, _ = State.load(path)
@@ -438,7 +438,7 @@ def check_method(method: Any, steps: int = 6, particles: int = 8) -> None:
                 resumed = _answer(start(), state)
             except Exception as error:
                 raise AssertionError(
-                    f"{what} cannot go on from the state that it yielded at step {step}: {type(error).__name__}: {error}. What a method must "
+                    f"{what} cannot go on from the state that it yielded at step {step}: {type(error).__name__}: {error}. What it must "
                     f"remember belongs in state.extra (per particle) or state.group (per group)."
                 ) from error
             _compare(
@@ -500,10 +500,8 @@ def _walk(run: Run, what: str, folder: Path) -> tuple[Population, list[tuple[int
 
 
 def _answer(run: Run, state: State | None = None) -> Population:
-    for state in run.states(state):
-        pass
-    assert state is not None
-    return _whole(run, state)
+    *_, last = run.states(state)
+    return _whole(run, last)
 
 
 def _whole(run: Run, state: State) -> Population:
@@ -522,14 +520,15 @@ def _check_strength(what: str, answer: Callable[[float, int], Population]) -> No
     off = (means.mean(0) / error).abs().max().item()
     _require(
         off < 5,
-        f"{what} says it is exact, but at λ = 0 its weighted mean of x_0 is {off:.1f} standard errors from the chain's own: something other than "
+        f"{what} says it is exact, but at λ = 0 its weighted mean of x_0 is {off:.1f} s.e. off the chain's own: something other than "
         f"λ r weighs or chooses the particles, or weights are lost on the way",
     )
     tilted = answer(1.0, groups)
     gain = tilted.mean() - still.mean()
     _require(
         bool(gain.mean() > 5 * gain.std() / groups**0.5),
-        f"{what} says it is exact, but at λ = 1 the mean reward ({tilted.mean().mean():.3f}) is not above that at λ = 0 ({still.mean().mean():.3f})",
+        f"{what} says it is exact, but at λ = 1 the mean reward ({tilted.mean().mean():.3f}) is not above the "
+        f"{still.mean().mean():.3f} of λ = 0",
     )
 
 

@@ -133,8 +133,8 @@ def verdict(population: Population) -> Verdict:
     if low or apart or inherited or trouble:
         why = ["the weights are uneven"] * low + ["the groups differ"] * apart + ["few lineages are left"] * inherited
         why += ["some particles were lost"] * bool(trouble)
-        advice = [_milder(population)] * low + [_closer(population, spread)] * (apart and not low)
-        advice += ["More particles would keep more lineages."] * (inherited and not low and not apart)
+        more = ["More particles would keep more lineages."] if inherited else []
+        advice = [_milder(population)] if low else [_closer(population, spread)] if apart else more
         return Verdict("caution", f"Usable with care: {listed(why)}.", [*reasons, *advice])
     advice = strength_advice(population)
     if advice:

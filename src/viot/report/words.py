@@ -31,6 +31,8 @@ def number(value: float, digits: int = 3) -> str:
 def places(values: list[float]) -> int:
     """The decimals at which numbers of this spread are told apart at a glance."""
     finite = [v for v in values if math.isfinite(v)]
+    if all(v == round(v) for v in finite):
+        return 0
     spread = (max(finite) - min(finite)) or max(map(abs, finite)) if finite else 0.0
     return min(6, max(0, 3 - math.floor(math.log10(spread)))) if spread > 0 else 2
 
@@ -131,10 +133,11 @@ def obstacle(config: dict[str, Any]) -> str | None:
         return name.partition(":")[0] in registry
 
     model, reward = model_name(config), str(config.get("reward", ""))
+    objects = config.get("own") or []
     own = []
-    if not (named(model, models) or "/" in model):
+    if "model" in objects or not (named(model, models) or "/" in model):
         own.append(f"its model ({model})")
-    if not named(reward, rewards):
+    if "reward" in objects or not named(reward, rewards):
         own.append(f"its reward ({reward or 'unknown'})")
     if not own:
         return None
