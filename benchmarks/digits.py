@@ -23,7 +23,7 @@ from viot.metrics import frechet_distance, pairwise_distance
 from viot.rewards.digits import judge
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
-from mnist import load_mnist  # noqa: E402
+from mnist import load_mnist
 
 FIFTHS = VASR().schedule
 METHODS = {

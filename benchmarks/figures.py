@@ -26,7 +26,7 @@ from viot.rewards.digits import judge
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "recipes"))
-from mnist import load_mnist  # noqa: E402
+from mnist import load_mnist
 
 FIGURES = ROOT / "docs/figures"
 
@@ -124,7 +124,7 @@ def main():
     (FIGURES / "digits.json").write_text(json.dumps(found, indent=1) + "\n")
     readme = ROOT / "README.md"
     text = readme.read_text()
-    readme.write_text(re.sub(r"(<!-- digits -->\n).*?(\n<!-- /digits -->)", lambda m: m[1] + block(found) + m[2], text, flags=re.S))
+    readme.write_text(re.sub(r"(<!-- digits -->\n).*?(\n<!-- /digits -->)", lambda m: m[1] + block(found) + m[2], text, flags=re.DOTALL))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def bare(model, rows=K, steps=T):
     times = model.grid(steps).times
     with torch.no_grad():
         for t in times:
-            model.network(F.pixel_unshuffle(x, model.patch), t.expand(rows)).sample
+            _ = model.network(F.pixel_unshuffle(x, model.patch), t.expand(rows)).sample
 
 
 def overhead(repeats):

@@ -56,7 +56,8 @@ def main():
     for groups, particles in ((1, 1000), (1, 10_000), (1, 100_000), (1, 1_000_000), (1000, 64)):
         log_m = weights.normalize(torch.randn(groups, particles, dtype=torch.float64))
         m = log_m.exp()
-        reference = timed(lambda m=m.numpy(): numpy_systematic(m))
+        array = m.numpy()
+        reference = timed(lambda array=array: numpy_systematic(array))
         row = {"groups": groups, "particles": particles, "numpy_ms": reference}
         for name in ("systematic", "multinomial", "stratified", "residual", "ssp", "killing", "fleming_viot"):
             scheme = resample.get(name)

@@ -164,7 +164,8 @@ class Population:
         )
         log_w = weights.normalize(pick(self.log_weights).nan_to_num(nan=weights.NEG_INF))
         if equal:
-            log_w = torch.where(self.log_weights.isnan().all(-1, keepdim=True), torch.nan, -math.log(index.shape[1])).expand(index.shape)
+            dead = self.log_weights.isnan().all(-1, keepdim=True)
+            log_w = torch.zeros(index.shape, dtype=torch.float64).sub_(math.log(index.shape[1])).masked_fill_(dead, torch.nan)
         return replace(
             self,
             samples=samples,
@@ -197,15 +198,17 @@ class Population:
         import tempfile
         import webbrowser
 
+        from .report import page
+
         path = Path(tempfile.mkdtemp(prefix="viot-")) / "report.html"
-        path.write_text(self._repr_html_(), encoding="utf-8")
+        path.write_text(page(self), encoding="utf-8")
         webbrowser.open(path.as_uri())
         return path
 
     def _repr_html_(self) -> str:
-        from .report import page
+        from .report import notebook
 
-        return page(self)
+        return notebook(self)
 
     def __repr__(self) -> str:
         g, k = self.shape

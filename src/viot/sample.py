@@ -173,6 +173,9 @@ def prepare(
         "batch_size": batch_size,
         "versions": {"viot": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
+    # What was given as an object cannot be rebuilt from its name, which may be that of something else here.
+    if own := [what for what, given in (("model", given_model), ("reward", given_reward)) if not isinstance(given, str)]:
+        config["own"] = own
     if isinstance(lam, Strength):
         # Another seed than the run's own: the pilot must not choose λ by the very particles that it is then applied to.
         pilot = prepare(model, reward, "base", particles=particles, groups=indices, steps=steps, lam=0.0, seed=~seed, batch_size=batch_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from .fkd import FKD
@@ -23,7 +24,7 @@ def make(method: str | Any, **settings: Any) -> Any:
             raise TypeError(f"a method is a name or an object with run(problem, state), not {method!r}")
         return method
     kind = methods[method].make
-    known = getattr(kind, "__dataclass_fields__", {})
+    known = [f.name for f in fields(kind)] if is_dataclass(kind) else []
     for name in settings:
         if name not in known:
             from ..registry import unknown

@@ -73,6 +73,8 @@ class FVD(SMC):
             raise ValueError(f"cap is the largest share of deaths per selection, in (0, 1], not {self.cap}")
         if self.alpha_star is not None and not 0 < self.alpha_star < 1:
             raise ValueError(f"alpha_star is a share of deaths in (0, 1), not {self.alpha_star}")
+        if not callable(self.split) and self.split not in ("equal", "snr"):
+            raise ValueError(f"split must be 'equal', 'snr' or a callable (grid, steps) -> shares, not {self.split!r}")
         for name, allowed in _CHOICES.items():
             if (chosen := getattr(self, name)) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {chosen!r}")

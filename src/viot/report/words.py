@@ -141,7 +141,8 @@ def obstacle(config: dict[str, Any]) -> str | None:
         own.append(f"its reward ({reward or 'unknown'})")
     if not own:
         return None
-    return f"this run cannot be repeated from its record alone: {listed(own)} was an object, not a name. Repeat it from Python."
+    was = "was an object, not a name" if len(own) == 1 else "were objects, not names"
+    return f"this run cannot be repeated from its record alone: {listed(own)} {was}. Repeat it from Python."
 
 
 def repeat_line(config: dict[str, Any]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,5 +16,7 @@ def load(**settings: Any) -> UNet:
     """The digits model. `settings` are those of `UNet.from_pretrained`: device, compile, autocast."""
     patch = json.loads((FOLDER / "training.json").read_text())["patch"]
     model = UNet.from_pretrained(FOLDER, patch=patch, **settings)
-    model.config["name"] = "digits"
+    # Retrained weights are another model: the record of a run says which it was.
+    digest = hashlib.blake2b((FOLDER / "unet/diffusion_pytorch_model.safetensors").read_bytes(), digest_size=6).hexdigest()
+    model.config |= {"name": "digits", "weights": digest}
     return model
