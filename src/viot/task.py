@@ -188,8 +188,7 @@ class Task:
         run = prepare(model, self.reward, method, **{**{k: getattr(self, k) for k in names}, **changes})
         # The record says how to find the model again, though an object was handed over here.
         run.config["model"]["name"] = self.model
-        if "own" in run.config:
-            run.config["own"] = []
+        run.config.pop("own", None)
         return run
 
 

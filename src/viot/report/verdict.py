@@ -70,8 +70,11 @@ def strength_advice(population: Population) -> str | None:
     rewards = population.rewards[population.rewards.isfinite()]
     if not population.exact or k < 3 or lam == 0 or len(rewards) < 3:
         return None
-    if bool((population.ess[population.ess > 0] < 2).any()):
-        return f"fewer than 2 effective particles of {k} are left in a group: the weights rest on a single sample. {_milder(population)}"
+    few = (population.ess > 0) & (population.ess < 2)
+    # Among very many groups an unlucky one is no news.
+    if few.double().mean() > 0.02:
+        where = "" if len(few) == 1 else f" in {int(few.sum())} of {len(few)} groups"
+        return f"fewer than 2 effective particles of {k} are left{where}: the weights rest on a single sample. {_milder(population)}"
     spread = rewards.std().item()
     if abs(lam) * spread < 0.1 and not _moved(population):
         stronger = (
