@@ -400,3 +400,26 @@ def test_a_run_that_fails_while_it_saves_its_answer_goes_on(tmp_path, monkeypatc
 
 def test_every_method_has_a_name_of_its_own():
     assert all(make(name).name == name for name in METHODS)
+
+
+def test_a_wish_for_lam_is_solved_once(tmp_path):
+    """The pilot's λ is kept with the state: neither a resumed nor a finished run spends another one."""
+    from exact import MODEL, REWARD
+
+    calls = []
+
+    def counted(x):
+        calls.append(len(x))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return REWARD(x)
+
+    task = {"particles": 16, "steps": 10, "lam": viot.kl(0.5), "checkpoint": tmp_path, "progress": False}
+    with pytest.raises(KeyboardInterrupt):
+        viot.sample(MODEL, counted, "vasr", **task)
+    resumed = viot.sample(MODEL, counted, "vasr", **task)
+    assert calls.count(16) == len(calls) == 1 + 8 + 1 + 1, "one pilot, eight selections (one of them twice), one end"
+    again = viot.sample(MODEL, counted, "vasr", **task)
+    assert len(calls) == 11
+    assert again.config["lam"] == resumed.config["lam"] != 1.0
+    assert resumed.config["lam_pilot"]["wish"] == "kl(0.5)"

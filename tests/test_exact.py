@@ -213,7 +213,7 @@ def test_fvd_converges_as_particles_grow():
     few, few_se, _ = fvd_error(FVD(**FULL), 8, 3000, lam=2.0)
     many, many_se, _ = fvd_error(FVD(**FULL), 512, 100, lam=2.0)
     assert few > 4 * few_se
-    assert many < few / 4
+    assert many < few / 4 + many_se
 
 
 def test_fvd_mistakes_are_found():

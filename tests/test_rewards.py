@@ -58,8 +58,8 @@ def test_combinations_keep_their_parts():
         p = viot.sample(MODEL, combined, particles=16, groups=2, steps=6, progress=False)
         assert set(p.parts) == {"near", "small"}
         x0 = p.samples.flatten(0, 1)
-        for name in r:
-            assert torch.allclose(p.parts[name].flatten(), r[name](x0))
+        for name, part in r.items():
+            assert torch.allclose(p.parts[name].flatten(), part(x0))
         assert torch.allclose(combined(x, torch.zeros(5), None, torch.zeros(5)).total, expected)
         assert combined.differentiable
         assert "parts" in p.record()

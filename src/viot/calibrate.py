@@ -19,6 +19,8 @@ class Strength:
 
     kind: str
     value: float
+    #: What an interrupted run had found already: the entries "lam" and "lam_pilot" of its record.
+    found: dict[str, Any] | None = None
 
     def __str__(self) -> str:
         return f"{self.kind}({self.value:g})"

@@ -248,8 +248,9 @@ class Population:
         else:
             record["samples"] = self.samples
         write_tensors(folder / "population.safetensors", tensors, {"format": "viot population 1"})
-        write_text(folder / "run.json", json.dumps(record, indent=1, ensure_ascii=False))
         save_report(self, folder)
+        # Last, because its presence says that the folder is complete.
+        write_text(folder / "run.json", json.dumps(record, indent=1, ensure_ascii=False))
         return folder
 
     @classmethod

@@ -6,8 +6,9 @@ import contextlib
 import hashlib
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -194,8 +195,7 @@ class Evaluate:
                 scores, parts = rewarding.call(self.reward, samples, n, offers)
             except Exception as error:
                 at = "the finished samples" if step < 0 else f"the clean guesses of step {step}"
-                if hasattr(error, "add_note"):  # Python 3.10 has no notes
-                    error.add_note(f"(raised while the reward {rewarding.name_of(self.reward)} scored {n} of {at})")
+                error.add_note(f"(raised while the reward {rewarding.name_of(self.reward)} scored {n} of {at})")
                 raise
         self.cost.reward_rows += n
         return samples, scores, parts
@@ -267,9 +267,23 @@ class Evaluate:
 
 
 def _weights(thing: Any) -> list[Tensor]:
-    """The parameters of the modules that a model or a reward holds, itself included."""
-    held = [thing, *vars(thing).values()] if hasattr(thing, "__dict__") else [thing]
-    found = {id(p): p for m in held if isinstance(m, torch.nn.Module) for p in m.parameters()}
+    """The parameters of the modules that a model or a reward holds: itself, its attributes, and what those hold in lists and mappings."""
+    seen: dict[int, Any] = {}
+    found: dict[int, Tensor] = {}
+    waiting = [thing]
+    while waiting:
+        held = waiting.pop()
+        if id(held) in seen or isinstance(held, (str, bytes, int, float, Tensor, type)):
+            continue
+        seen[id(held)] = held
+        if isinstance(held, torch.nn.Module):
+            found |= {id(p): p for p in held.parameters()}
+        elif isinstance(held, Mapping):
+            waiting += held.values()
+        elif isinstance(held, (list, tuple, set)):
+            waiting += held
+        elif hasattr(held, "__dict__") and not isinstance(held, ModuleType):
+            waiting += vars(held).values()
     return list(found.values())
 
 

@@ -60,6 +60,8 @@ def sample(
     checkpoint  folder: the run can be interrupted and resumed from there, if its configuration is the same
     progress    None = a bar on a terminal
     """
+    if checkpoint is not None and isinstance(lam, Strength):
+        lam = Checkpoint.recall(Path(checkpoint), lam)
     run = prepare(
         model, reward, method, particles=particles, groups=groups, steps=steps, lam=lam, seed=seed, budget=budget, batch_size=batch_size
     )
@@ -176,7 +178,9 @@ def prepare(
     # What was given as an object cannot be rebuilt from its name, which may be that of something else here.
     if own := [what for what, given in (("model", given_model), ("reward", given_reward)) if not isinstance(given, str)]:
         config["own"] = own
-    if isinstance(lam, Strength):
+    if isinstance(lam, Strength) and lam.found:
+        config |= lam.found
+    elif isinstance(lam, Strength):
         # Another seed than the run's own: the pilot must not choose λ by the very particles that it is then applied to.
         pilot = prepare(model, reward, "base", particles=particles, groups=indices, steps=steps, lam=0.0, seed=~seed, batch_size=batch_size)
         with warnings.catch_warnings():
@@ -276,6 +280,18 @@ class Checkpoint:
         state, notes = State.load(self.state, device)
         self._check(notes["config"])
         return state
+
+    @classmethod
+    def recall(cls, folder: Path, wish: Strength) -> Strength:
+        """The wish, with the λ that an interrupted run in this folder had already spent a pilot on."""
+        config: dict[str, Any] = {}
+        if (folder / "run.json").exists():
+            config = json.loads((folder / "run.json").read_text(encoding="utf-8"))["config"]
+        elif (folder / "state.safetensors").exists():
+            config = State.load(folder / "state.safetensors")[1]["config"]
+        if config.get("lam_pilot", {}).get("wish") != str(wish):
+            return wish
+        return dataclasses.replace(wish, found={key: config[key] for key in ("lam", "lam_pilot")})
 
     def keep(self, state: State) -> None:
         state.save(self.state, config=self.config)

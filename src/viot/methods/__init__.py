@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from ..registry import unknown
 from .fkd import FKD
 from .fvd import FVD
 from .independent import Base, BestOfN, Importance
@@ -23,11 +24,9 @@ def make(method: str | Any, **settings: Any) -> Any:
         if not callable(getattr(method, "run", None)):
             raise TypeError(f"a method is a name or an object with run(problem, state), not {method!r}")
         return method
-    kind = methods[method].make
+    kind: Any = methods[method].make
     known = [f.name for f in fields(kind)] if is_dataclass(kind) else []
     for name in settings:
         if name not in known:
-            from ..registry import unknown
-
             raise unknown(f"setting of {method}", name, known)
     return kind(**settings)

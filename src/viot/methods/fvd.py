@@ -143,7 +143,8 @@ class FVD(SMC):
         return robbins_monro(lam, absorbed, self.alpha_star, gain, self.controller == "multiplicative", self.lam_bounds)
 
     def etas(self, state: State) -> float | Tensor:
-        return torch.where(state.extra["reborn"], self.eta_rebirth, self.eta_base)
+        reborn = state.extra["reborn"].double()
+        return reborn * self.eta_rebirth + (1 - reborn) * self.eta_base
 
     def propose(self, problem: Problem, state: State) -> State:
         after = super().propose(problem, state)

@@ -91,17 +91,20 @@ def take(state: State, index: torch.Tensor) -> State:
 
 
 def best_distinct(state: State) -> State:
-    """A final state in order of falling reward, without exact copies: what a maximiser returns. Weights become uniform.
+    """A final state in order of falling reward, without exact copies: what a maximiser returns, uniformly weighted.
 
-    Groups may differ in their number of distinct candidates; all are cut to the smallest, and at least one stays.
+    Groups may differ in their number of distinct candidates. Those with fewer than the others are filled up with copies of weight 0.
     """
     order = state.rewards.argsort(dim=-1, descending=True, stable=True)
-    ranked = state.x.flatten(2)
-    kept = []
-    for g in range(len(order)):
-        _, same_as = torch.unique(ranked[g].cpu(), dim=0, return_inverse=True)
-        seen: set[int] = set()
-        kept.append([i for i in order[g].tolist() if not (s := int(same_as[i])) in seen and not seen.add(s)])
-    k = min(len(group) for group in kept)
-    chosen = take(state, torch.tensor([group[:k] for group in kept]))
-    return chosen.but(log_w=torch.where(chosen.rewards > NEG_INF, 0.0, NEG_INF).double())
+    copy = torch.ones_like(order, dtype=torch.bool)
+    for g, ranked in enumerate(order):
+        points = state.x[g].reshape(len(ranked), -1).cpu()[ranked]
+        _, same_as = torch.unique(points, dim=0, return_inverse=True)
+        # The first of its kind in order of reward, which is sorted stably: positions of first occurrence.
+        first = torch.full_like(same_as, len(ranked)).scatter_reduce_(0, same_as, torch.arange(len(ranked)), "amin")
+        copy[g, first[first < len(ranked)]] = False
+    k = int((~copy).sum(-1).max())
+    placed = copy.to(torch.int8).argsort(dim=-1, stable=True)[:, :k]
+    chosen = take(state, order.gather(-1, placed))
+    possible = (chosen.rewards > NEG_INF) & ~copy.gather(-1, placed)
+    return chosen.but(log_w=torch.where(possible, 0.0, NEG_INF).double())

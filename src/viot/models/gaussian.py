@@ -115,7 +115,7 @@ class GaussianMixture:
         w = torch.ones(c) if weights is None else torch.as_tensor(weights)
         self.law = MixtureLaw((w / w.sum()).double(), mu, cov.expand(c, d, d))
         self.event_shape, self.dtype, self.device = (d,), dtype, torch.device("cpu")
-        self.config = {"components": c, "dimensions": d, "dtype": str(dtype)}
+        self.config = {"weights": self.law.weights.tolist(), "means": mu.tolist(), "covs": self.law.covs.tolist(), "dtype": str(dtype)}
 
     def grid(self, steps: int) -> Grid:
         t = torch.linspace(1, 0, steps + 1, dtype=torch.float64)

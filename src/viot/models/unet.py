@@ -19,7 +19,8 @@ class UNet:
     """A pixel-space diffusion model: x_t (C, H, W) in [−1, 1], samples float32 in [0, 1].
 
     unet        a UNet2DModel, or any module whose call (x, t) returns something with `.sample`
-    scheduler   a diffusers scheduler with `alphas_cumprod`: its betas, spacing, prediction type and clipping are used, its `step` is not
+    scheduler   a diffusers scheduler with `alphas_cumprod`: its betas, spacing, prediction type and clipping are used, its `step` is not;
+                nor is its variance: η = 1 is DDPM's "fixed_small", whatever `variance_type` says
     patch       the network works on patch×patch pixel-unshuffled input: the same diffusion in other coordinates
     compile     torch.compile the network: faster after about a minute
     autocast    run the network in this dtype (torch.bfloat16); the chain stays float32
