@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass
+import inspect
 from typing import Any
 
 from ..registry import unknown
@@ -24,8 +24,8 @@ def make(method: str | Any, **settings: Any) -> Any:
         if not callable(getattr(method, "run", None)):
             raise TypeError(f"a method is a name or an object with run(problem, state), not {method!r}")
         return method
-    kind: Any = methods[method].make
-    known = [f.name for f in fields(kind)] if is_dataclass(kind) else []
+    kind = methods[method].make
+    known = list(inspect.signature(kind).parameters)
     for name in settings:
         if name not in known:
             raise unknown(f"setting of {method}", name, known)

@@ -100,4 +100,6 @@ _FAMILIES = {
     "points": ("Quadratic",),
 }
 
-__all__ = ["Reward", "Scores", "as_reward", "rewards", *(n for names in _FAMILIES.values() for n in names)]  # noqa: PLE0604
+__all__ = [
+    "Brightness", "Digits", "Jpeg", "Min", "Noisy", "Product", "Quadratic", "Reward", "Scores", "Sum", "as_reward", "rewards",
+]  # fmt: skip
