@@ -423,3 +423,15 @@ def test_a_wish_for_lam_is_solved_once(tmp_path):
     assert len(calls) == 11
     assert again.config["lam"] == resumed.config["lam"] != 1.0
     assert resumed.config["lam_pilot"]["wish"] == "kl(0.5)"
+
+
+def test_another_reward_of_the_same_name_is_another_run(tmp_path):
+    from exact import MODEL
+
+    task = {"particles": 8, "steps": 6, "checkpoint": tmp_path, "progress": False}
+    viot.sample(MODEL, lambda x: x[:, 0], "base", **task)
+    with pytest.raises(ValueError, match="own"):
+        viot.sample(MODEL, lambda x: -x[:, 0], "base", **task)
+    for c in (1.0, 2.0):
+        with pytest.raises(ValueError, match="own"):
+            viot.sample(MODEL, lambda x, c=c: c * x[:, 0], "base", **task)

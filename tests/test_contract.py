@@ -131,10 +131,6 @@ def forgetful_grid(self, steps):
     return viot.Grid(grid.times + self.asked, grid.alphas, grid.sigmas)
 
 
-def clean_start(self, steps):
-    return viot.Grid(torch.arange(steps), torch.ones(steps + 1), torch.zeros(steps + 1))
-
-
 def mean_decode(self, x0, group):
     return x0 - x0.mean(0)
 
@@ -166,7 +162,6 @@ BROKEN_MODELS = [
     ("predict", gradients_on, "turned gradients on"),
     ("grid", short_grid, r"grid\(2\) has 1 steps"),
     ("grid", forgetful_grid, "answers differently the second time"),
-    ("grid", clean_start, "σ must be > 0 before the end"),
     ("decode", mean_decode, "decode is not a function of each row alone"),
     ("decode", lumped_decode, "one sample per row"),
     ("decode", wrong_length_decode, "one sample per row"),

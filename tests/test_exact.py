@@ -98,9 +98,7 @@ class NoTerminal(FKD):
         return state
 
 
-@pytest.mark.parametrize(
-    "wrong", [ForgetsWeights(), ForgetsMasses(), ForgetsTheGather(), NoTerminal(schedule=(0.2,)), FKD(compat="released")]
-)
+@pytest.mark.parametrize("wrong", [ForgetsWeights(), ForgetsMasses(), ForgetsTheGather(), NoTerminal(schedule=(0.2,))])
 def test_mistakes_are_found(wrong):
     assert z_scores(run(wrong), law())[1:].abs().max() > 6.0
 
@@ -226,8 +224,8 @@ def test_fvd_mistakes_are_found():
 
     @dataclass(frozen=True)
     class Uncorrected(FVD):
-        def deaths(self, log_p, u, tie, rewards):
-            tempered, dead, _ = super().deaths(log_p, u, tie, rewards)
+        def deaths(self, log_p, u, tie):
+            tempered, dead, _ = super().deaths(log_p, u, tie)
             return tempered, dead, log_p
 
     strong = {**FULL, "lam0": 6.0, "cap": 0.2}

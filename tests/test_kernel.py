@@ -628,7 +628,7 @@ def test_pipelines_are_models():
     with quiet():
         population = viot.sample(pipe, "brightness", "vasr", particles=4, steps=4, lam=5.0, progress=False)
     assert population.samples.shape == (1, 4, 3, 8, 8)
-    assert population.config["model"]["config"]["scheduler"] == "DDIMScheduler"
+    assert population.config["model"]["config"]["scheduler"]["type"] == "DDIMScheduler"
     pipe.vae = object()
     with pytest.raises(TypeError, match="not a model"):
         viot.sample(pipe, "brightness")

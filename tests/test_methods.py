@@ -94,13 +94,12 @@ def test_fvd_cap_on_deaths(policy):
     assert (free > 4).any(), "a cap that never binds is not tested"
 
 
-def test_fvd_hard_constraints_die_whatever_the_cap():
-    r = R.clone()
-    r[:, :10] = NEG_INF
-    state = after_selection(replace(ONE, cap=0.1), r)
-    assert state.extra["reborn"][:, :10].all()
-    assert state.log_w.isfinite().all()
-    assert state.extra["path"].isfinite().all()
+def test_forbidden_guesses_score_below_all_others_and_stay_alive():
+    r = torch.tensor([[-1.0, NEG_INF, -4.0], [NEG_INF, NEG_INF, NEG_INF]], dtype=torch.float64)
+    assert weights.floored(r, 2.0).tolist() == [[-1.0, -5.5, -4.0], [0.0, 0.0, 0.0]]
+    assert weights.floored(r, -2.0)[0].tolist() == [-1.0, 0.5, -4.0], "λ r is what must be low"
+    assert weights.floored(r, 0.0)[0].tolist() == [-1.0, -4.0, -4.0]
+    assert torch.equal(weights.floored(r[:1, ::2], 1.0), r[:1, ::2])
 
 
 def test_fvd_paths_telescope():

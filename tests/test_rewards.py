@@ -60,7 +60,7 @@ def test_combinations_keep_their_parts():
         x0 = p.samples.flatten(0, 1)
         for name, part in r.items():
             assert torch.allclose(p.parts[name].flatten(), part(x0))
-        assert torch.allclose(combined(x, torch.zeros(5), None, torch.zeros(5)).total, expected)
+        assert torch.allclose(combined(x, torch.zeros(5), torch.zeros(5, 2)).total, expected)
         assert combined.differentiable
         assert "parts" in p.record()
     nested = viot.sample(MODEL, Sum({"both": Min(r), "own": lambda x: x.flatten()}), particles=8, steps=4, progress=False)
@@ -172,3 +172,86 @@ def test_gradient_of_the_reward_at_the_clean_guess():
         assert not prediction.x0.requires_grad
         assert torch.allclose(rewards, REWARD(prediction.x0))
     assert problem.evaluate.cost.grad_rows == problem.evaluate.cost.nfe == 30
+
+
+# -- combinations that could lose something -----------------------------------------------------------------------------------------------
+
+
+def test_members_of_the_same_name_are_all_kept():
+    both = Sum([lambda x: x.flatten(), lambda x: 100 * x.flatten()])
+    p = viot.sample(MODEL, both, "base", particles=4, steps=4, progress=False)
+    assert len(p.parts) == 2
+    assert torch.allclose(p.rewards.flatten(), 101 * p.samples.flatten())
+
+
+def test_members_have_noise_of_their_own():
+    both = Sum({"a": Noisy(REWARD, 1.0), "b": Noisy(Noisy(REWARD, 1.0), 1.0)})
+    assert both.noises == 3
+    p = run("base", reward=both, groups=200)
+    a, b = (p.parts[k] - p.parts["a.clean"] for k in ("a", "b"))
+    assert a.var().item() == pytest.approx(1.0, rel=0.1)
+    assert b.var().item() == pytest.approx(2.0, rel=0.1)
+    assert abs(torch.stack([a.flatten(), b.flatten()]).corrcoef()[0, 1]) < 0.07
+
+
+def test_a_module_is_asked_for_what_its_forward_names():
+    class Judge(torch.nn.Module):
+        def forward(self, x, group=None):
+            assert group is not None
+            return x[:, 0] + 0 * group
+
+    assert viot.sample(MODEL, Judge(), particles=4, steps=4, progress=False).rewards.isfinite().all()
+
+
+def test_a_wish_out_of_reach_is_refused():
+    """A reward of two values cannot push the ESS below the share of the better one."""
+
+    def better(x):
+        return (x[:, 0] > 0.3).double()
+
+    for wish in (viot.ess(0.2), viot.kl(2.0)):
+        with pytest.raises(ValueError, match="cannot be met"):
+            viot.sample(MODEL, better, particles=256, steps=8, lam=wish, progress=False)
+    assert viot.sample(MODEL, better, particles=256, steps=8, lam=viot.ess(0.8), progress=False).config["lam"] < 10
+
+
+def test_custom_values_are_checked_like_rewards():
+    def broken(problem, state):
+        return torch.where(state.x[..., 0] > 0, torch.nan, 0.0)
+
+    with pytest.warns(viot.SteeringWarning, match="intermediate value broken"):
+        p = viot.sample(MODEL, REWARD, viot.methods.VASR(value=broken), particles=64, steps=10, progress=False)
+    assert p.faults > 0
+    assert p.trace["deaths"].sum() > 0
+
+
+def test_results_without_evidence_say_so():
+    from viot.methods import FKD, FVD, VASR
+
+    for method in (VASR(masses="spike"), VASR(resampling="argmax"), FKD(compat="released"), FVD(cap_policy="spare_best")):
+        p = run(method, groups=2)
+        assert not p.exact
+        assert p.log_z.isnan().all()
+    p = run("vasr", groups=2)
+    assert p.exact
+    assert not p.best(2).exact
+    assert not p.draw(4, weighted=False).exact
+    assert p.draw(4).exact
+
+
+def test_draws_belong_to_the_group():
+    among = run("vasr", groups=range(4)).draw(8, seed=3)
+    alone = run("vasr", groups=[2]).draw(8, seed=3)
+    assert torch.equal(among.samples[2], alone.samples[0])
+
+
+def test_a_network_that_breaks_is_noticed():
+    class Breaks(type(MODEL)):
+        def predict(self, x, t, group):
+            return viot.Prediction(torch.where(x > 1.0, torch.nan, super().predict(x, t, group).x0))
+
+    with pytest.warns(viot.SteeringWarning, match="network"):
+        p = viot.sample(Breaks([[0.3]], 0.6), lambda x: torch.zeros(len(x)), "importance", particles=64, steps=6, progress=False)
+    bad = p.samples[..., 0].isnan()
+    assert bad.any()
+    assert (p.weights[bad] == 0).all()

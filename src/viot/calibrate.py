@@ -36,16 +36,25 @@ class Strength:
                 f"λ = {self} cannot be solved: all {rewards.numel()} pilot rewards are equal, or dead. Does the reward look at the sample?"
             )
         n = rewards.shape[-1]
+        feasible = (usable > weights.NEG_INF).sum(-1)
         if self.kind == "kl" and self.value >= math.log(n):
             raise ValueError(f"{self} exceeds log({n}) = {math.log(n):.2f}, the most that {n} pilot particles can show; use more particles")
 
         def distance(log_lam: Tensor) -> Tensor:
             log_w = weights.tilt(usable, log_lam.exp())
-            measured = weights.kl_from_uniform(log_w) if self.kind == "kl" else -weights.ess(log_w) / n
+            measured = weights.kl_from_uniform(log_w) if self.kind == "kl" else -weights.ess(log_w) / feasible
             return measured.mean()
 
         target = self.value if self.kind == "kl" else -self.value
         low, high = (torch.tensor(math.log(f / scale), dtype=torch.float64) for f in (1e-4, 1e4))
+        nearest, furthest = distance(low).item(), distance(high).item()
+        if not nearest <= target <= furthest:
+            reach = f"between {abs(nearest):.3g} and {abs(furthest):.3g}"
+            unit = "nats of KL" if self.kind == "kl" else "of the feasible particles"
+            raise ValueError(
+                f"λ = {self} cannot be met: with these {n} pilot rewards per group every strength leaves {reach} {unit} (a reward with few "
+                f"values saturates). Choose a wish in that range, or more particles."
+            )
         return weights.solve_monotone(distance, target, low, high).exp().item()
 
 

@@ -23,7 +23,7 @@ class Draw(Protocol):
     """A stream of random numbers for a fixed set of rows (`viot.problem.Draw` is the one that belongs to groups)."""
 
     def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor: ...
-    def uniform(self, shape: tuple[int, ...], device: torch.device) -> Tensor: ...
+    def uniform(self, shape: tuple[int, ...]) -> Tensor: ...
 
 
 class Kernel(Protocol):
@@ -42,6 +42,11 @@ def per_row(value: float | Tensor, like: Tensor) -> Tensor:
     """A scalar or one value per row, float64, shaped to broadcast against `like` (rows, …)."""
     column = torch.as_tensor(value, dtype=torch.float64)
     return column.reshape(column.shape + (1,) * (like.ndim - column.ndim)) if column.ndim else column
+
+
+def double(value: Tensor) -> Tensor:
+    """float64 where the value lives, or on the CPU if its device has none (MPS)."""
+    return value.cpu().double() if value.device.type == "mps" else value.double()
 
 
 @dataclass(frozen=True)
@@ -79,8 +84,8 @@ class Gaussian:
         if drift is None:
             return mean.addcmul_(std, noise), ratio
         # log N(x; μ, s²) − log N(x; μ + s² d, s²) at x = μ + s² d + s ξ  is  −s d·ξ − s²|d|²/2.
-        shift = (std * drift).double()
-        ratio = -(shift * noise.double() + shift**2 / 2).flatten(1).sum(1).cpu()
+        shift = double(std * drift)
+        ratio = -(shift * double(noise) + shift**2 / 2).flatten(1).sum(1).cpu()
         return mean + std * (std * drift + noise), ratio
 
     def guess(self, x_t: Tensor, prediction: Prediction, draw: Draw | None = None, n: int = 1) -> Tensor:
@@ -104,7 +109,7 @@ class FlowSDE(Gaussian):
         back = s_t - s_s
         # σ = 1 makes the diffusion infinite; like the reference, use the next level there.
         level = torch.where(s_t >= 1, s_s, s_t)
-        g2 = per_row(eta, x_t) ** 2 * level / (1 - level)
+        g2 = per_row(eta, x_t).to(level.device) ** 2 * level / (1 - level)
         mean = x_t * (1 - g2 / (2 * s_t) * back).to(x_t) - (eps - x0) * (back * (1 + g2 * (1 - s_t) / (2 * s_t))).to(x_t)
         # The chain ends where σ does: its last step is deterministic, like every other kernel's.
         std = torch.where(s_s > 0, (g2 * back).sqrt(), 0.0)
@@ -143,37 +148,36 @@ class Categorical:
             raise ValueError('a drift needs a proposal with a density; order="confidence" has none. Use order="random" or "left".')
         if prediction.logits is None:
             raise ValueError("a Categorical kernel needs Prediction.logits (rows, length, vocabulary); the model gave none")
-        masked = x_t == self.mask_id
-        _, s_t, _, s_s = (torch.as_tensor(c, dtype=torch.float64, device=x_t.device).reshape(-1, 1) for c in coeffs)
-        x_s = x_t
+        # Tokens are few: everything but the logits is done on the CPU, where float64 and the random numbers are.
+        logits, x_s = prediction.logits, x_t.cpu()
+        masked = x_s == self.mask_id
+        _, s_t, _, s_s = (torch.as_tensor(c, dtype=torch.float64, device="cpu").reshape(-1, 1) for c in coeffs)
+        shape = tuple(x_s.shape)
         if self.remask:
-            again = draw.uniform(tuple(x_t.shape), x_t.device) < self.remask * (s_s > 0)
+            again = draw.uniform(shape) < self.remask * (s_s > 0)
             x_s = torch.where(again & ~masked, self.mask_id, x_s)
-        u = draw.uniform(tuple(x_t.shape), x_t.device)
-        chance = (s_t - s_s) / s_t
-        reveal = masked & ((u < chance) | (s_s <= 0))
+        reveal = masked & ((draw.uniform(shape) < (s_t - s_s) / s_t) | (s_s <= 0))
         if self.order != "random":
             # As many as the ancestral kernel would reveal, elsewhere.
-            order = prediction.logits.double().softmax(-1).amax(-1) if self.order == "confidence" else -torch.arange(x_t.shape[1])
-            key = torch.where(masked, order.to(u), -torch.inf)
-            rank = key.argsort(dim=-1, descending=True, stable=True).argsort(-1)
+            sure = double(logits).softmax(-1).amax(-1).cpu() if self.order == "confidence" else -torch.arange(shape[1])
+            rank = torch.where(masked, sure.double(), -torch.inf).argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
             reveal = masked & (rank < reveal.sum(-1, keepdim=True))
         ratio = torch.zeros(len(x_t), dtype=torch.float64)
-        v = draw.uniform(tuple(x_t.shape), x_t.device)
+        v = draw.uniform(shape)
         row, position = reveal.nonzero(as_tuple=True)
         if not len(row):
-            return x_s, ratio
-        log_p = prediction.logits[row, position].double().log_softmax(-1)
-        log_q = log_p if drift is None else (log_p + drift[row, position].double()).log_softmax(-1)
+            return x_s.to(x_t.device), ratio
+        at = (row.to(logits.device), position.to(logits.device))
+        log_p = logits[at].cpu().double().log_softmax(-1)
+        log_q = log_p if drift is None else (log_p + drift[at].cpu().double()).log_softmax(-1)
         # Inverse transform; probabilities of 0 at the end of the vocabulary must not be hit by rounding.
         cdf = log_q.exp().cumsum(-1)
         token = torch.searchsorted(cdf, (v[row, position] * cdf[:, -1])[:, None], right=True)[:, 0].clamp(max=cdf.shape[-1] - 1)
         x_s = x_s.clone()
         x_s[row, position] = token
         if drift is not None:
-            difference = (log_p - log_q).gather(-1, token[:, None])[:, 0]
-            ratio.index_add_(0, row.cpu(), difference.cpu())
-        return x_s, ratio
+            ratio.index_add_(0, row, (log_p - log_q).gather(-1, token[:, None])[:, 0])
+        return x_s.to(x_t.device), ratio
 
     def guess(self, x_t: Tensor, prediction: Prediction, draw: Draw | None = None, n: int = 1) -> Tensor:
         """(rows, n, length): masks filled with the likeliest token (n = 1), or n fills drawn independently per position."""
@@ -182,7 +186,7 @@ class Categorical:
             fill = prediction.x0 if prediction.logits is None else prediction.logits.argmax(-1)
             return torch.where(masked, fill[:, None], x_t[:, None]).expand(-1, n, -1)
         assert prediction.logits is not None
-        cdf = prediction.logits.double().softmax(-1).cumsum(-1)[:, None].expand(-1, n, -1, -1)
-        u = draw.uniform((len(x_t), n, x_t.shape[1]), x_t.device)[..., None]
-        tokens = (u * cdf[..., -1:] >= cdf).sum(-1).clamp_(max=cdf.shape[-1] - 1)
+        cdf = prediction.logits.cpu().double().softmax(-1).cumsum(-1)
+        u = draw.uniform((len(x_t), n, x_t.shape[1])).transpose(1, 2).contiguous() * cdf[..., -1:]
+        tokens = torch.searchsorted(cdf, u, right=True).clamp_(max=cdf.shape[-1] - 1).transpose(1, 2).to(x_t.device)
         return torch.where(masked, tokens, x_t[:, None])

@@ -41,6 +41,8 @@ class Grid:
                 f"a grid of T steps needs times (T,), alphas (T+1,) and sigmas (T+1,); "
                 f"got {tuple(self.times.shape)}, {tuple(self.alphas.shape)} and {tuple(self.sigmas.shape)}"
             )
+        if self.times.ndim != 1 or (self.sigmas[:-1] <= 0).any() or (self.alphas[1:] <= 0).any():
+            raise ValueError("a grid's times are (T,), σ may be 0 only at its end and α only at its beginning: a step divides by both")
         if not (self.alphas.isfinite().all() and self.sigmas.isfinite().all()):
             raise ValueError("the grid's alphas and sigmas must be finite")
         # σ/α must fall: compare as products, because α may start at 0.

@@ -114,29 +114,31 @@ class State:
         for i, selection in enumerate(self.history):
             tensors[f"history.{i}.ancestors"] = selection.ancestors
             tensors |= {f"history.{i}.stats.{k}": v for k, v in selection.stats.items()}
-        header = {"step": self.step, "steps_of": [s.step for s in self.history], "cost": self.cost, "notes": notes}
+        away = [name for name, value in tensors.items() if value.device.type != "cpu"]
+        header = {"step": self.step, "steps_of": [s.step for s in self.history], "cost": self.cost, "away": away, "notes": notes}
         write_tensors(path, tensors, {"state": json.dumps(header)})
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> tuple[State, dict[str, Any]]:
-        """A saved state and the notes saved with it. What the model works on goes to `device`; weights stay on the CPU."""
+        """A saved state and the notes saved with it. What was on the model's device goes to `device`; weights stay on the CPU."""
         with safe_open(str(path), "pt") as file:
             header = json.loads(file.metadata()["state"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        tensors |= {name: tensors[name].to(device) for name in header["away"]}
 
         def under(prefix: str) -> dict[str, Tensor]:
             return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
 
         prediction = None
         if "prediction.x0" in tensors:
-            fields = {k: v.to(device) for k, v in under("prediction.").items()}
+            fields = under("prediction.")
             extra = {k[len("extra.") :]: fields.pop(k) for k in list(fields) if k.startswith("extra.")}
             prediction = Prediction(**fields, extra=extra)
         history = tuple(
             Selection(step, tensors[f"history.{i}.ancestors"], under(f"history.{i}.stats.")) for i, step in enumerate(header["steps_of"])
         )
         state = cls(
-            x=tensors["x"].to(device),
+            x=tensors["x"],
             step=header["step"],
             log_w=tensors["log_w"],
             rewards=tensors["rewards"],
@@ -150,6 +152,12 @@ class State:
         return state, header["notes"]
 
 
+def notes_of(path: str | Path) -> dict[str, Any]:
+    """The notes saved with a state, without reading its arrays."""
+    with safe_open(str(path), "pt") as file:
+        return json.loads(file.metadata()["state"])["notes"]
+
+
 def flat_index(ancestors: Tensor, particles: int) -> Tensor:
     """Row numbers (G·K',) of ancestors (G, K') in a group-major table with `particles` rows per group."""
     return (ancestors + torch.arange(len(ancestors))[:, None] * particles).reshape(-1)
@@ -160,5 +168,12 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[s
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, partial, metadata=metadata)
+    kept: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, value in tensors.items():
+        plain = value.detach().cpu().contiguous()
+        # The format refuses tensors that share memory.
+        kept[name] = plain.clone() if plain.untyped_storage().data_ptr() in seen else plain
+        seen.add(kept[name].untyped_storage().data_ptr())
+    save_file(kept, partial, metadata=metadata)
     os.replace(partial, path)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import lineage, weights
 from .particles import State, flat_index, write_tensors
+from .problem import Rng
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,7 +35,7 @@ class Population:
     log_z        (G,) estimate of log E_p[exp(λ r)]; NaN where the method has none
     exact        do the weighted particles target π ∝ p exp(λ r)? False for maximisers and biased variants
     roots        (G, K) the initial particle that each descends from; `ancestors` (S, G, K) the parents at each selection
-    trace        per selection (S, G): step, ess, distinct_parents, deaths, lam, temperature, reward_mean, reward_max, …
+    trace        per selection: step (S,), and (S, G): ess, distinct_parents, deaths, lam, temperature, reward_mean, reward_max, …
     nfe …        rows that went through network, gradient, decoder and reward, over all groups; `seconds` of wall time
     config       everything needed to run it again
     """
@@ -64,7 +65,7 @@ class Population:
             raise ValueError(f"this state is at step {state.step}, not at the end of its run; iterate the method until a state is `done`")
         g, k = state.log_w.shape
         log_z = weights.log_mean_exp(state.log_w)
-        log_z = log_z if getattr(method, "has_log_z", False) else torch.full_like(log_z, torch.nan)
+        log_z = log_z if getattr(method, "has_log_z", method.exact) else torch.full_like(log_z, torch.nan)
         names = state.history[0].stats if state.history else {}
         trace = {name: torch.stack([s.stats[name] for s in state.history]) for name in names}
         trace["step"] = torch.tensor([s.step for s in state.history])
@@ -126,11 +127,13 @@ class Population:
         return "tensor"
 
     def mean(self, values: Tensor | None = None) -> Tensor:
-        """Weighted mean over K of `values` (G, K, …), the rewards if None."""
+        """Weighted mean over K of `values` (G, K, …), the rewards if None; NaN in a dead group."""
         averaged = self.rewards if values is None else values
         w = self.weights.view(*self.shape, *(1,) * (averaged.ndim - 2))
         # A weight of zero hides even an infinite value.
-        return torch.where(w > 0, w * averaged, 0.0).sum(1)
+        mean = torch.where(w > 0, w * averaged, 0.0).sum(1)
+        mean[self.dead_groups] = torch.nan
+        return mean
 
     # -- choosing from it ---------------------------------------------------------------------------------------------------------
 
@@ -138,17 +141,20 @@ class Population:
         """The n particles of highest reward in each group, best first."""
         if not 1 <= n <= self.shape[1]:
             raise ValueError(f"best(n) takes 1 ≤ n ≤ {self.shape[1]} (the particles of a group), not {n}")
-        return self._take(self.rewards.argsort(dim=-1, descending=True, stable=True)[:, :n])
+        return replace(self._take(self.rewards.argsort(dim=-1, descending=True, stable=True)[:, :n]), exact=False)
 
     def draw(self, n: int, weighted: bool = True, seed: int = 0) -> Population:
         """n particles per group with replacement, by weight or uniformly; the result is equally weighted."""
         if n < 1:
             raise ValueError(f"draw(n) takes n ≥ 1, not {n}")
-        generator = torch.Generator().manual_seed(seed)
         p = self.weights if weighted else torch.ones_like(self.rewards)
         # A dead group has no weights to draw by; its particles are all equally worthless.
         p = torch.where(p.sum(-1, keepdim=True) > 0, p, 1.0)
-        return self._take(torch.multinomial(p, n, replacement=True, generator=generator), equal=True)
+        # Like all randomness it belongs to the group.
+        groups = self.config.get("groups", range(len(p)))
+        streams = [Rng(seed).generator(g, 0, 0, "draw") for g in groups]
+        index = torch.stack([torch.multinomial(row, n, replacement=True, generator=s) for row, s in zip(p, streams, strict=True)])
+        return replace(self._take(index, equal=True), exact=self.exact and weighted)
 
     def _take(self, index: Tensor, equal: bool = False) -> Population:
         rows = flat_index(index, self.shape[1])
@@ -213,7 +219,7 @@ class Population:
     def __repr__(self) -> str:
         g, k = self.shape
         z = "" if self.log_z.isnan().all() else f", log Z {self.log_z.nanmean():.3f}"
-        return f"<Population of {g}×{k} {self.modality}: reward {self.rewards.mean():.3f}, ESS {self.ess.mean():.1f}{z}, {self.nfe} network rows>"
+        return f"<Population of {g}×{k} {self.modality}: reward {self.mean().nanmean():.3f}, ESS {self.ess.mean():.1f}{z}, {self.nfe} network rows>"
 
     # -- keeping it ---------------------------------------------------------------------------------------------------------------
 
@@ -273,10 +279,11 @@ class Population:
 
 def _plain(value: Tensor) -> Any:
     """Nested lists with None for NaN and infinities: JSON has no words for them."""
-    if value.ndim:
-        return [_plain(v) for v in value]
-    number = value.item()
-    return number if math.isfinite(number) else None
+
+    def clean(v: Any) -> Any:
+        return [clean(w) for w in v] if isinstance(v, list) else v if math.isfinite(v) else None
+
+    return clean(value.tolist())
 
 
 def write_text(path: Path, text: str) -> None:

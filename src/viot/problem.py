@@ -36,7 +36,7 @@ class DeadPopulation(RuntimeError):
 class Rng:
     """Randomness that belongs to the group: a stream for each (seed, group, round, step, purpose), always drawn on the CPU.
 
-    A group's numbers are the same whichever other groups run beside it, in whatever slices, on however many processes.
+    (torch's CPU generator keeps 32 bits of a seed, so among very many streams a few pairs coincide, in places that never meet.) A group's numbers are the same whichever other groups run beside it, in whatever slices, on however many processes.
     """
 
     seed: int
@@ -64,17 +64,18 @@ class Draw:
 
     def _fill(self, fill: Callable[..., Any], shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
         out = torch.empty(shape, dtype=dtype)
-        for part, generator in zip(out.chunk(self._groups) if shape[0] else (), self.generators, strict=True):
-            fill(part, generator=generator)
+        if shape[0]:
+            for part, generator in zip(out.chunk(self._groups), self.generators, strict=True):
+                fill(part, generator=generator)
         return out.to(device)
 
     def normal(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
         """Standard normal numbers, `shape[0]` rows divided evenly among the groups."""
         return self._fill(Tensor.normal_, shape, dtype, device)
 
-    def uniform(self, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
-        """Uniform numbers in [0, 1), float64."""
-        return self._fill(Tensor.uniform_, shape, torch.float64, device)
+    def uniform(self, shape: tuple[int, ...]) -> Tensor:
+        """Uniform numbers in [0, 1), float64 on the CPU."""
+        return self._fill(Tensor.uniform_, shape, torch.float64, "cpu")
 
 
 # -- cost -----------------------------------------------------------------------------------------------------------------------------
@@ -96,12 +97,14 @@ class Cost:
     total_seconds: float = 0.0
 
     @contextlib.contextmanager
-    def timed(self, what: str) -> Iterator[None]:
-        """Add the time of the block to `<what>_seconds`."""
+    def timed(self, what: str, device: torch.device | None = None) -> Iterator[None]:
+        """Add the time of the block to `<what>_seconds`. Work queued on a CUDA device is waited for, or it would count as somebody else's."""
         start = time.perf_counter()
         try:
             yield
         finally:
+            if device is not None and device.type == "cuda":
+                torch.cuda.synchronize(device)
             setattr(self, f"{what}_seconds", getattr(self, f"{what}_seconds") + time.perf_counter() - start)
 
     def record(self) -> dict[str, float]:
@@ -130,6 +133,7 @@ class Evaluate:
     rng: Rng
     batch_size: int | None = None
     cost: Cost = field(default_factory=Cost)
+    _held: list[Tensor] | None = field(default=None, repr=False)
 
     def __call__(
         self, x: Tensor, t: Tensor | float, group: Tensor, score: bool = False, grad: bool = False, step: int = -1
@@ -147,15 +151,15 @@ class Evaluate:
             xs, ts, gs = x[part], times[part], group[part]
             with self._gradients(grad):
                 xs = xs.detach().requires_grad_() if grad else xs
-                with self.cost.timed("network"):
+                with self.cost.timed("network", x.device):
                     prediction = self._checked(self.model.predict(xs, ts, gs.to(xs.device)), xs)
                 self.cost.nfe += len(xs)
                 if score or grad:
                     guess = self.kernel.guess(xs, prediction)[:, 0]
                     _, scores, _ = self._score_slice(guess, gs, None if noise is None else noise[part], step)
-                    rewards.append(self._sane(scores.detach(), step))
+                    rewards.append(self.sane(scores, _where(step)))
                     if grad:
-                        with self.cost.timed("network"):
+                        with self.cost.timed("network", x.device):
                             grads.append(self._gradient(scores, xs))
                         self.cost.grad_rows += len(xs)
                         prediction = prediction.map(Tensor.detach)
@@ -167,13 +171,20 @@ class Evaluate:
         """Decode x0 (rows, *event_shape) and score it. `keep` returns the decoded samples too."""
         noise = self._noise(group, step, purpose)
         rewards, parts, samples = [], [], []
+        faults = self.cost.faults
         with torch.no_grad():
             for part in self._slices(len(x0)):
                 decoded, scores, extra = self._score_slice(x0[part], group[part], None if noise is None else noise[part], step)
-                rewards.append(self._sane(scores, step))
-                parts.append({k: v.double().cpu() for k, v in extra.items()})
+                rewards.append(self.sane(scores, _where(step)))
+                parts.append({k: v.cpu().double() for k, v in extra.items()})
                 if keep:
                     samples.append(decoded)
+        if self.cost.faults - faults == len(x0):
+            raise DeadPopulation(
+                f"every particle of every group is dead: the reward {rewarding.name_of(self.reward)} returned NaN or +inf for every one of "
+                f"{len(x0)} {_where(step)}. It must return finite numbers, or −inf for what is forbidden; try it on the samples of a short "
+                f'unsteered run, viot.sample(model, lambda x: torch.zeros(len(x)), "base").'
+            )
         joined = {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
         return Scored(torch.cat(rewards), joined, _join_samples(samples) if keep else None)
 
@@ -185,17 +196,27 @@ class Evaluate:
 
     def _score_slice(self, x0: Tensor, group: Tensor, noise: Tensor | None, step: int) -> tuple[Any, Tensor, dict[str, Tensor]]:
         n = len(x0)
-        with self.cost.timed("decode"):
+        with self.cost.timed("decode", x0.device):
             samples = self.model.decode(x0, group.to(x0.device))
+        if (
+            not (isinstance(samples, Tensor) or (isinstance(samples, list) and all(isinstance(s, str) for s in samples)))
+            or len(samples) != n
+        ):
+            got = type(samples).__name__ + (f" of {len(samples)}" if hasattr(samples, "__len__") else "")
+            raise TypeError(f"{type(self.model).__name__}.decode must return a tensor of {n} rows or a list of {n} strings, not a {got}")
         self.cost.decode_rows += n
         prompts = getattr(self.model, "prompts", None)
-        offers = {"group": group, "noise": noise, "prompts": prompts and [prompts[g % len(prompts)] for g in group.tolist()]}
-        with self.cost.timed("reward"):
+        beside = getattr(samples, "device", "cpu")
+        offers = {
+            "group": group.to(beside),
+            "noise": None if noise is None else noise.to(beside),
+            "prompts": prompts and [prompts[g % len(prompts)] for g in group.tolist()],
+        }
+        with self.cost.timed("reward", x0.device):
             try:
                 scores, parts = rewarding.call(self.reward, samples, n, offers)
             except Exception as error:
-                at = "the finished samples" if step < 0 else f"the clean guesses of step {step}"
-                error.add_note(f"(raised while the reward {rewarding.name_of(self.reward)} scored {n} of {at})")
+                error.add_note(f"(raised while the reward {rewarding.name_of(self.reward)} scored {n} of the {_where(step)})")
                 raise
         self.cost.reward_rows += n
         return samples, scores, parts
@@ -203,20 +224,24 @@ class Evaluate:
     def _noise(self, group: Tensor, step: int, purpose: str) -> Tensor | None:
         if "noise" not in rewarding.asks_for(self.reward):
             return None
-        groups, n = group.unique_consecutive(return_counts=True)
-        streams = [self.rng.generator(g, 0, step, f"{purpose} noise") for g in groups.tolist()]
-        return torch.cat([torch.randn(k, generator=s) for k, s in zip(n.tolist(), streams, strict=True)])
+        # A combination may want several numbers per row, so that its members do not share theirs.
+        width = getattr(self.reward, "noises", 1)
+        out = torch.empty(len(group), width)
+        for g in group.unique().tolist():
+            rows = torch.nonzero(group == g)[:, 0].cpu()
+            out[rows] = torch.randn(len(rows), width, generator=self.rng.generator(g, 0, step, f"{purpose} noise"))
+        return out if width > 1 else out[:, 0]
 
-    def _sane(self, scores: Tensor, step: int) -> Tensor:
-        """float64 on the CPU, with NaN and +inf turned into dead particles, counted and told once."""
-        scores = scores.detach().double().cpu()
+    def sane(self, scores: Tensor, where: str, who: str = "") -> Tensor:
+        """Scores as float64 on the CPU, with NaN and +inf turned into −inf, counted and told once."""
+        scores = scores.detach().cpu().double()
         bad = scores.isnan() | (scores == -NEG_INF)
         if n := int(bad.sum()):
             if not self.cost.faults:
-                where = "finished samples" if step < 0 else f"the clean guesses of step {step}"
+                who = who or f"the reward {rewarding.name_of(self.reward)}"
                 warnings.warn(
-                    f"the reward {rewarding.name_of(self.reward)} returned NaN or +inf for {n} of {len(scores)} rows ({where}); "
-                    f"they count as dead particles. Further ones are counted in `population.faults` without a word.",
+                    f"{who} returned NaN or +inf for {n} of {scores.numel()} {where}; they count as −inf: dead at the end, lowest on the way. "
+                    f"Further ones are counted in `population.faults` without a word.",
                     SteeringWarning,
                     stacklevel=2,
                 )
@@ -244,7 +269,9 @@ class Evaluate:
             with torch.no_grad():
                 yield
             return
-        weights = [p for part in (self.model, self.reward) for p in _weights(part) if p.requires_grad]
+        if self._held is None:
+            self._held = [p for part in (self.model, self.reward) for p in _weights(part)]
+        weights = [p for p in self._held if p.requires_grad]
         try:
             for p in weights:
                 p.requires_grad_(False)
@@ -264,6 +291,10 @@ class Evaluate:
                 f"{type(self.model).__name__}. A gradient method needs both to be differentiable; particle methods need neither."
             )
         return gradient
+
+
+def _where(step: int) -> str:
+    return "finished samples" if step < 0 else f"clean guesses of step {step}"
 
 
 def _weights(thing: Any) -> list[Tensor]:

@@ -36,9 +36,14 @@ OFFERED = ("prompts", "group", "noise")
 
 
 def asks_for(reward: Callable) -> tuple[str, ...]:
-    """Which of `OFFERED` the reward's signature names. An error for any other parameter without a default."""
+    """Which of `OFFERED` the reward's signature names (or its attribute `asks`). An error for any other parameter without a default."""
+    declared = getattr(reward, "asks", None)
+    if isinstance(declared, tuple):
+        return declared
     try:
-        parameters = list(inspect.signature(reward).parameters.values())
+        # A torch module's __call__ takes anything; what it means to take stands in its forward.
+        target: Callable = getattr(reward, "forward") if isinstance(reward, torch.nn.Module) else reward  # noqa: B009
+        parameters = list(inspect.signature(target).parameters.values())
     except (TypeError, ValueError):
         return ()
     for p in parameters[1:]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
+import operator
 import platform
+import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 from tqdm.auto import tqdm
@@ -23,7 +26,7 @@ from .kernel import Gaussian
 from .methods import make
 from .model import Grid, Model
 from .models import as_model
-from .particles import State
+from .particles import State, notes_of
 from .population import Population
 from .problem import Cost, Evaluate, Problem, Rng, SteeringWarning
 from .reward import asks_for, name_of
@@ -50,7 +53,8 @@ def sample(
     model       a Model, a pixel-space diffusers pipeline, or a name ("digits", "org/checkpoint")
     reward      callable(samples) -> (n,), a Reward, or a name ("digit:7", "jpeg")
     method      a Method instance or its name
-    particles   K, particles per group: together with `steps` the budget of K·T network rows per group
+    particles   K, particles per group: together with `steps` the budget of K·T network rows per group. Where `budget` is given, or a particle
+                costs more than T rows, K is what the budget affords
     groups      independent populations, never cross-resampled: a count, or indices such as range(4, 8); None = one per prompt of the
                 model, else 1. Group g follows prompt g mod P
     steps       T, network calls per particle
@@ -110,7 +114,8 @@ class Run:
             reached = None
             for reached in self.states(state):
                 if not reached.done:
-                    bar.set_postfix(_glance(reached), refresh=False)
+                    if not bar.disable:
+                        bar.set_postfix(_glance(reached), refresh=False)
                     bar.update(reached.step - bar.n)
                     if saved:
                         saved.keep(reached)
@@ -138,17 +143,24 @@ def prepare(
 ) -> Run:
     """What `sample` does before the first network call: check everything, resolve names, solve λ. See `sample` for the arguments."""
     method = make(method)
-    for name, value in (("particles", particles), ("steps", steps), ("batch_size", batch_size), ("budget", budget)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name} must be a whole number ≥ 1, not {value!r}")
-    if not isinstance(lam, Strength) and not (isinstance(lam, (int, float)) and math.isfinite(lam)):
+    particles, steps = _whole("particles", particles), _whole("steps", steps)
+    batch_size = None if batch_size is None else _whole("batch_size", batch_size)
+    budget = None if budget is None else _whole("budget", budget)
+    if not isinstance(lam, Strength) and (isinstance(lam, (bool, str)) or not isinstance(lam, SupportsFloat) or not math.isfinite(lam)):
         raise ValueError(f"lam must be a finite number, viot.ess(share) or viot.kl(nats), not {lam!r}")
-    if not isinstance(seed, int):
-        raise TypeError(f"seed must be a whole number, not {seed!r}")
+    lam = lam if isinstance(lam, Strength) else float(lam)
+    seed = _whole("seed", seed, least=None)
     given_model, given_reward = model, reward
     reward = as_reward(reward)
-    asks_for(reward)
+    wants = asks_for(reward)
     model = as_model(model)
+    if "prompts" in wants and not getattr(model, "prompts", None):
+        raise ValueError(f"the reward {name_of(reward)} asks for prompts, and the model {type(model).__name__} has none")
+    if model.dtype in (torch.float16, torch.bfloat16):
+        raise ValueError(
+            f"{type(model).__name__}.dtype is that of the chain's states and must be float32 or float64 (or integer, for tokens), not "
+            f"{model.dtype}; a network in half precision casts inside predict"
+        )
     indices = _groups(groups, model)
     budget = particles * steps if budget is None else budget
     cost = method.cost(steps)
@@ -173,16 +185,18 @@ def prepare(
         "seed": seed,
         "budget": budget,
         "batch_size": batch_size,
-        "versions": {"viot": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {"viot": __version__, "python": platform.python_version(), **_versions()},
     }
     # What was given as an object cannot be rebuilt from its name, which may be that of something else here.
-    if own := [what for what, given in (("model", given_model), ("reward", given_reward)) if not isinstance(given, str)]:
+    if own := {
+        what: fingerprint(given) for what, given in (("model", given_model), ("reward", given_reward)) if not isinstance(given, str)
+    }:
         config["own"] = own
     if isinstance(lam, Strength) and lam.found:
         config |= lam.found
     elif isinstance(lam, Strength):
         # Another seed than the run's own: the pilot must not choose λ by the very particles that it is then applied to.
-        pilot = prepare(model, reward, "base", particles=particles, groups=indices, steps=steps, lam=0.0, seed=~seed, batch_size=batch_size)
+        pilot = prepare(model, reward, "base", particles=k, groups=indices, steps=steps, lam=0.0, seed=~seed, batch_size=batch_size)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SteeringWarning)
             found = pilot.finish(progress=False)
@@ -202,12 +216,10 @@ def _groups(groups: int | Sequence[int] | None, model: Model) -> tuple[int, ...]
     prompts = getattr(model, "prompts", None)
     if groups is None:
         groups = len(prompts) if prompts else 1
-    if isinstance(groups, int):
-        if groups < 1:
-            raise ValueError(f"groups must be ≥ 1, not {groups}")
-        return tuple(range(groups))
-    indices = tuple(int(g) for g in groups)
-    if not indices or min(indices) < 0 or len(set(indices)) < len(indices):
+    if not isinstance(groups, Iterable):
+        return tuple(range(_whole("groups", groups)))
+    indices = () if isinstance(groups, str) else tuple(_whole("a group's index", g, least=0) for g in groups)
+    if not indices or len(set(indices)) < len(indices):
         raise ValueError(f"groups must be a count or distinct indices ≥ 0, not {groups!r}")
     return indices
 
@@ -215,7 +227,9 @@ def _groups(groups: int | Sequence[int] | None, model: Model) -> tuple[int, ...]
 def _describe(given: Any, model: Model) -> Any:
     """What the record says of the model: its name, or its type and shape, and whatever it tells of itself."""
     told = getattr(model, "config", None)
-    about = {"name": given if isinstance(given, str) else type(model).__name__, "event_shape": list(model.event_shape)}
+    about: dict[str, Any] = {"name": given if isinstance(given, str) else type(model).__name__, "event_shape": list(model.event_shape)}
+    if prompts := getattr(model, "prompts", None):
+        about["prompts"] = _plain(list(prompts))
     return about | ({"config": _plain(told)} if isinstance(told, dict) else {})
 
 
@@ -230,7 +244,38 @@ def _plain(value: Any) -> Any:
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
-    return value if value is None or isinstance(value, (bool, int, float, str)) else name_of(value) if callable(value) else repr(value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return f"{name_of(value)} {fingerprint(value) or ''}".strip() if callable(value) else repr(value)
+
+
+def fingerprint(thing: Any) -> str | None:
+    """What tells two functions of the same name apart: a hash of code, constants and plain captured values. None for other objects."""
+    code = getattr(thing, "__code__", None)
+    if code is None:
+        return None
+    captured = [cell.cell_contents for cell in getattr(thing, "__closure__", None) or ()]
+    plain = [
+        v for v in (*code.co_consts, *captured, *(getattr(thing, "__defaults__", None) or ())) if isinstance(v, (bool, int, float, str))
+    ]
+    return hashlib.blake2b(repr((code.co_code, code.co_names, plain)).encode(), digest_size=6).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    """The versions of the libraries that a run may have used."""
+    loaded = ("torch", "diffusers", "transformers", "PIL")
+    return {name: str(sys.modules[name].__version__) for name in loaded if hasattr(sys.modules.get(name), "__version__")}
+
+
+def _whole(name: str, value: Any, least: int | None = 1) -> int:
+    """A whole number, numpy's included, or an error that names it."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or (least is not None and number < least):
+        raise ValueError(f"{name} must be a whole number{'' if least is None else f' ≥ {least}'}, not {value!r}")
+    return number
 
 
 def _glance(state: State) -> dict[str, str]:
@@ -288,7 +333,7 @@ class Checkpoint:
         if (folder / "run.json").exists():
             config = json.loads((folder / "run.json").read_text(encoding="utf-8"))["config"]
         elif (folder / "state.safetensors").exists():
-            config = State.load(folder / "state.safetensors")[1]["config"]
+            config = notes_of(folder / "state.safetensors")["config"]
         if config.get("lam_pilot", {}).get("wish") != str(wish):
             return wish
         return dataclasses.replace(wish, found={key: config[key] for key in ("lam", "lam_pilot")})

@@ -137,7 +137,6 @@ def _check_grid(model: Any, steps: int) -> None:
         grid.times.ndim == 1,
         f"{what}.grid({steps}).times must be (T,): what predict receives at each step; it is {tuple(grid.times.shape)}",
     )
-    _require(bool((grid.sigmas[:-1] > 0).all()), f"{what}.grid({steps}): σ must be > 0 before the end; a step starts from a noisy state")
     _require(bool((grid.alphas[1:] > 0).all()), f"{what}.grid({steps}): α must be > 0 after the first step; the state would hold no signal")
     model.grid(steps + 1)
     again = model.grid(steps)

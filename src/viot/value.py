@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from . import weights
 from .particles import State
 from .problem import Problem
 from .weights import log_mean_exp, tilt
@@ -34,7 +35,9 @@ def soft_mean(rewards: Tensor, lam: float) -> Tensor:
     """(1/λ) log mean exp(λ r) over the last dimension, the plain mean at λ = 0."""
     if lam == 0:
         return rewards.mean(-1)
-    return log_mean_exp(tilt(rewards, lam)) / lam
+    value = log_mean_exp(tilt(rewards, lam)) / lam
+    # Nothing feasible among them: −inf, whatever the sign of λ.
+    return torch.where(value.isinf(), -torch.inf, value)
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,10 @@ class X0Samples:
     """
 
     n: int = 4
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ValueError(f"clean guesses to score must be n ≥ 1, not n={self.n}")
 
     def __call__(self, problem: Problem, state: State) -> State:
         assert state.prediction is not None
@@ -105,7 +112,8 @@ class Rollout:
         for j, k in itertools.pairwise(levels):
             if j != state.step:
                 prediction = problem.evaluate(x, problem.grid.times[j], group)[0]
-            x, _ = problem.kernel.step(x, prediction, problem.grid.coeffs(j, k), self.eta, draw)
+            eta = self.eta if k < problem.T else 0.0
+            x, _ = problem.kernel.step(x, prediction, problem.grid.coeffs(j, k), eta, draw)
         scored = problem.evaluate.score(x, group, state.step)
         return state.but(rewards=problem.fold(soft_mean(scored.rewards.view(-1, self.n), problem.lam)))
 
@@ -120,12 +128,17 @@ class Smoothed:
     inner: Value = field(default_factory=Tweedie)
     keep: float = 0.5
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.keep < 1:
+            raise ValueError(f"keep is the weight of the past, in [0, 1), not {self.keep}")
+        if isinstance(self.inner, Smoothed):
+            raise TypeError("a smoothed value of a smoothed value is a smoothed value: use one, with a larger keep")
+
     def __call__(self, problem: Problem, state: State) -> State:
         before = state.extra.get("smoothed")
-        state = self.inner(problem, state)
-        now = state.rewards if before is None else self.keep * before + (1 - self.keep) * state.rewards
-        # 0 · (−inf) would be NaN, and a dead particle is dead now, whatever its past.
-        now = torch.where(now.isnan() | state.rewards.isinf(), state.rewards, now)
+        now = weights.floored(self.inner(problem, state).rewards, problem.lam)
+        if before is not None:
+            now = self.keep * before + (1 - self.keep) * now
         return state.with_extra(smoothed=now).but(rewards=now)
 
     def rows(self, steps: int, scoring: list[int]) -> int:
@@ -143,10 +156,11 @@ class Custom:
     extra_rows: int = 0
 
     def __call__(self, problem: Problem, state: State) -> State:
-        value = torch.as_tensor(self.function(problem, state)).double().cpu()
+        value = torch.as_tensor(self.function(problem, state)).detach().cpu().double()
         if value.shape != state.log_w.shape:
             raise ValueError(f"the intermediate value returned shape {tuple(value.shape)}, expected (G, K) = {tuple(state.log_w.shape)}")
-        return state.but(rewards=value)
+        who = f"the intermediate value {getattr(self.function, '__name__', type(self.function).__name__)}"
+        return state.but(rewards=problem.evaluate.sane(value, f"the particles of step {state.step}", who))
 
     def rows(self, steps: int, scoring: list[int]) -> int:
         return self.extra_rows

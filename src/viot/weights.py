@@ -51,6 +51,22 @@ def subtract(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(dead, NEG_INF, a - torch.where(dead, 0.0, b))
 
 
+def floored(rewards: Tensor, lam: float) -> Tensor:
+    """Intermediate scores (G, K) with −inf replaced by three nats (of λ r) below the group's lowest finite one; 0 where there is none.
+
+    A clean guess that breaks a hard constraint does not make its particle worthless: the finished sample may keep it. Killing it would cut
+    off a part of the target that no later weight could bring back, while a low finite score costs efficiency only: whatever potential is
+    applied on the way is divided out at the end.
+    """
+    sign = -1.0 if lam < 0 else 1.0
+    dead = rewards == NEG_INF
+    if not bool(dead.any()):
+        return rewards
+    lowest = torch.where(dead, torch.inf, sign * rewards).amin(-1, keepdim=True)
+    margin = 3.0 / abs(lam) if lam else 0.0
+    return torch.where(dead, torch.where(lowest < torch.inf, sign * (lowest - margin), 0.0), rewards)
+
+
 def alive(log_w: Tensor) -> Tensor:
     """(G,) bool: has the group any particle with positive weight?"""
     return (log_w > NEG_INF).any(-1)

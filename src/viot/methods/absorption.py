@@ -10,40 +10,35 @@ import torch
 from torch import Tensor
 
 from .. import weights
-from ..weights import NEG_INF
 
 if TYPE_CHECKING:
     from ..model import Model
 
 
-def capped_deaths(log_p: Tensor, u: Tensor, tie: Tensor, rewards: Tensor, cap: float, policy: str) -> tuple[Tensor, Tensor, Tensor]:
+def capped_deaths(log_p: Tensor, u: Tensor, tie: Tensor, cap: float, policy: str) -> tuple[Tensor, Tensor, Tensor]:
     """Independent deaths with survival probabilities exp(log_p), of which at most ⌊cap·K⌋ per group; everything (G, K).
 
     Returns log_p (tempered or not), who is dead, and the log-potential to carry. Sparing a uniform subset of the dead, a share s of them, makes
     the survival probability p + s(1 − p): that is carried, or the bias would not vanish however large K is. Sparing the best has no such
-    correction. The cap binds on deaths by chance; a particle whose reward is −inf always dies.
+    correction.
     """
     most = math.floor(cap * log_p.shape[1])
-    doomed = rewards == NEG_INF
     if policy == "temper":
-        finite = torch.where(doomed, 0.0, log_p)
         zero = torch.zeros_like(log_p[:, :1])
-        log_p = finite * weights.solve_monotone(lambda b: 1 - (b * finite).exp().mean(-1, keepdim=True), cap, zero, zero + 1)
-        log_p = torch.where(doomed, NEG_INF, log_p)
+        exponent = weights.solve_monotone(lambda b: 1 - (b * log_p).exp().mean(-1, keepdim=True), cap, zero, zero + 1)
+        log_p = exponent * log_p
     p = log_p.exp()
-    dead = (u >= p) & ~doomed
+    dead = u >= p
     n = dead.sum(-1, keepdim=True)
-    stays_dead = dead
-    if bool((n > most).any()):
-        # The `most` smallest keys stay dead: a uniform subset, or the worst (by rank, so that ties cannot exceed the cap).
-        key = rewards.argsort(dim=-1, stable=True).argsort(dim=-1).double() if policy == "spare_best" else tie
-        key = torch.where(dead, key, torch.inf)
-        stays_dead = dead & (key <= key.kthvalue(most, dim=-1, keepdim=True).values) if most else torch.zeros_like(dead)
-    if policy == "spare_best":
-        return log_p, stays_dead | doomed, log_p
     spared = (n - most).clamp_min(0) / n.clamp_min(1)
-    carried = torch.where(spared > 0, (p + spared * (1 - p)).log(), log_p)
-    return log_p, stays_dead | doomed, torch.where(doomed, NEG_INF, carried)
+    if bool((spared > 0).any()):
+        # The `most` smallest keys stay dead: a uniform subset, or the worst (by rank, so that ties cannot exceed the cap).
+        key = log_p.argsort(dim=-1, stable=True).argsort(dim=-1).double() if policy == "spare_best" else tie
+        key = torch.where(dead, key, torch.inf)
+        dead = dead & (key <= key.kthvalue(most, dim=-1, keepdim=True).values) if most else torch.zeros_like(dead)
+    if policy == "spare_best":
+        return log_p, dead, log_p
+    return log_p, dead, torch.where(spared > 0, (p + spared * (1 - p)).log(), log_p)
 
 
 def robbins_monro(lam: Tensor, absorbed: Tensor, wanted: float, gain: float, multiplicative: bool, bounds: tuple[float, float]) -> Tensor:
@@ -57,7 +52,7 @@ def solve_strength(rewards: Tensor, share: float, wanted: float, bounds: tuple[f
     gap = rewards - rewards.amax(-1, keepdim=True)
 
     def absorbed(lam: Tensor) -> Tensor:
-        return 1 - weights.tilt(gap, lam[:, None] * share).nan_to_num(nan=NEG_INF).exp().mean(-1)
+        return 1 - (lam[:, None] * share * gap).exp().mean(-1)
 
     low, high = (torch.full((len(rewards),), b, dtype=torch.float64) for b in bounds)
     return weights.solve_monotone(absorbed, wanted, low, high)
@@ -72,15 +67,21 @@ def pilot_strength(
     runs: int,
     **run: Any,
 ) -> float:
-    """The λ_0 at which whole pilot runs of `method(λ_0)` absorb the wanted share on average, each with a seed of its own."""
+    """The λ_0 at which whole pilot runs of `method(λ_0)` absorb the wanted share on average, each with a seed that is not the run's own."""
     from ..sample import prepare
 
-    lam = float(run.get("lam", 1.0))
-    weak, strong = bounds
+    start = prepare(model, reward, method(1.0), **run)
+    if not start.method.scoring(start.problem.T):
+        raise ValueError(f"a run of {start.problem.T} steps makes no selection, so no strength can be found for it; use more steps")
+    lam, (weak, strong), seen = abs(start.problem.lam) or 1.0, bounds, []
     for i in range(runs):
-        *_, last = prepare(model, reward, method(lam), **{**run, "seed": run.get("seed", 0) + i}).states()
+        *_, last = prepare(model, reward, method(lam), **{**run, "seed": ~run.get("seed", 0) - i}).states()
         absorbed = torch.stack([s.stats["absorption"] for s in last.history]).mean().item()
+        seen.append((lam, absorbed))
         weak, strong = (lam, strong) if absorbed < wanted else (weak, lam)
-        # Factors of two until the target is bracketed, then bisection in log λ.
-        lam = 2 * lam if strong == bounds[1] else lam / 2 if weak == bounds[0] else math.sqrt(weak * strong)
+        # Factors of four until the target is bracketed, then bisection in log λ.
+        lam = min(4 * lam, strong) if strong == bounds[1] else max(lam / 4, weak) if weak == bounds[0] else math.sqrt(weak * strong)
+    if strong == bounds[1] or weak == bounds[0]:
+        tried = ", ".join(f"{a:.3g} at λ = {strength:.3g}" for strength, a in seen)
+        raise ValueError(f"no strength absorbs {wanted:g} of the particles within {runs} pilot runs (found {tried}); try more runs")
     return lam

@@ -2,6 +2,7 @@ r"""FVD: Fleming–Viot diffusion (arXiv 2604.06779 v1)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -13,7 +14,6 @@ from .. import resample, weights
 from ..model import Grid
 from ..particles import State
 from ..problem import Problem
-from ..weights import NEG_INF
 from .absorption import capped_deaths, pilot_strength, robbins_monro, solve_strength
 from .method import methods
 from .smc import SMC
@@ -69,6 +69,11 @@ class FVD(SMC):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("eta_base", "eta_rebirth", "rho", "kappa"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be ≥ 0 and finite, not {getattr(self, name)}")
+        if len(self.lam_bounds) != 2 or not 0 < self.lam_bounds[0] < self.lam_bounds[1]:
+            raise ValueError(f"lam_bounds are two numbers 0 < low < high, not {self.lam_bounds}")
         if not 0 < self.cap <= 1:
             raise ValueError(f"cap is the largest share of deaths per selection, in (0, 1], not {self.cap}")
         if self.alpha_star is not None and not 0 < self.alpha_star < 1:
@@ -93,9 +98,14 @@ class FVD(SMC):
             share = (signal / (signal + noise)).tolist()
         else:
             share = [1.0] * len(steps)
+        if len(share) != len(steps) or any(not a >= 0 for a in share) or (steps and not sum(share) > 0):
+            raise ValueError(f"split must give {len(steps)} shares ≥ 0 that are not all 0, one per scoring step, not {share}")
         return {j: a / sum(share) for j, a in zip(steps, share, strict=True)}
 
     def prepare(self, problem: Problem, state: State) -> State:
+        if problem.lam < 0 and self.alpha_star is not None:
+            raise ValueError("a controlled strength is positive: negate the reward instead of λ, or leave alpha_star=None")
+        self.shares(problem)
         lam = torch.full((len(state.log_w),), float(problem.lam if self.lam0 is None else self.lam0), dtype=torch.float64)
         state = super().prepare(problem, state).with_extra(reborn=torch.zeros_like(state.log_w, dtype=torch.bool))
         return state.with_group(lam=lam, lam_effective=torch.zeros_like(lam))
@@ -108,26 +118,25 @@ class FVD(SMC):
         top = log_g.amax(-1, keepdim=True)
         if self.norm == "upper_bound":
             top = torch.maximum(top, state.log_w.amax(-1, keepdim=True) + (lam * share * self.upper_bound)[:, None])
-        living = top > NEG_INF
-        log_p = torch.where(living, log_g - torch.where(living, top, 0.0), 0.0)
+        log_p = log_g - top
         u = problem.draw(state.step, "select").uniform((g * 3 * k,)).view(g, 3, k)
-        log_p, dead, carried = self.deaths(log_p, u[:, 0], u[:, 1], state.rewards)
+        log_p, dead, carried = self.deaths(log_p, u[:, 0], u[:, 1])
         absorption = 1 - log_p.exp().mean(-1)
         nobody = dead.all(-1, keepdim=True)
         dead = torch.where(nobody & (log_p == log_p.amax(-1, keepdim=True)), False, dead)
         ancestors = torch.where(dead, resample.donors_among(~dead, u[:, 2]), resample.identity(g, k))
-        log_z = torch.where(living[:, 0], weights.log_mean_exp(carried) + top[:, 0], NEG_INF)
+        log_z = weights.log_mean_exp(carried) + top[:, 0]
         path = state.extra["path"] + carried + top - state.log_w
-        after = state.but(log_w=log_z[:, None].expand(g, k).clone()).with_extra(path=torch.where(living, path, 0.0))[ancestors]
+        after = state.but(log_w=log_z[:, None].expand(g, k).clone()).with_extra(path=path)[ancestors]
         after = after.with_extra(reborn=dead if self.rebirth_noise == "next_step" else after.extra["reborn"] | dead)
         effective = state.group["lam_effective"] + lam * share
         after = after.with_group(lam=self.lam_next(lam, absorption, len(state.history) + 1), lam_effective=effective)
         seen = state.with_group(lam_used=lam, absorption=absorption)
         return self.record(problem, after, seen, weights.normalize(log_g), ancestors)
 
-    def deaths(self, log_p: Tensor, u: Tensor, tie: Tensor, rewards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def deaths(self, log_p: Tensor, u: Tensor, tie: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The survival log-probabilities (tempered or not), who dies, and the log-potential that is carried for it; all (G, K)."""
-        return capped_deaths(log_p, u, tie, rewards, self.cap, self.cap_policy)
+        return capped_deaths(log_p, u, tie, self.cap, self.cap_policy)
 
     def lam_now(self, state: State, share: float) -> Tensor:
         """λ_k (G,) of this selection."""
@@ -159,10 +168,10 @@ class FVD(SMC):
     def stats(self, problem: Problem, state: State) -> dict[str, Tensor]:
         return {"lam": state.group["lam_used"], "absorption": state.group["absorption"]}
 
-    def calibrate(self, model: Model | str, reward: Callable | str, *, runs: int = 5, **run: Any) -> FVD:
+    def calibrate(self, model: Model | str, reward: Callable | str, *, runs: int = 8, **run: Any) -> FVD:
         """Pilot runs that find the λ_0 whose absorption meets `alpha_star`: the same method, frozen, with `lam0` filled in.
 
-        The controller alone moves only part of the way within one run. Keywords are those of `viot.sample` (particles, steps, lam, …).
+        The controller alone moves only part of the way within one run. Keywords are those of `viot.prepare` (particles, steps, lam, …).
         """
         if self.alpha_star is None:
             raise ValueError("calibrate needs a target share of deaths: FVD(alpha_star=0.15).calibrate(…)")

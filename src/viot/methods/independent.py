@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from ..particles import State, flat_index
 from ..problem import Problem
+from ..value import Tweedie, Value
 from ..weights import NEG_INF
 from .method import methods
-from .smc import ResamplingSMC, Schedule
+from .smc import SMC, Schedule
 
 
 @dataclass(frozen=True)
-class _Independent(ResamplingSMC):
-    schedule: Schedule = ()
+class _Independent(SMC):
+    """No scoring on the way, no selection; only the noise of the chain can be chosen."""
+
+    eta: float = 1.0
+    schedule: Schedule = field(init=False, default=())
+    value: str | dict | Value = field(init=False, default=Tweedie())
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.eta < math.inf:
+            raise ValueError(f"eta must be ≥ 0 and finite, not {self.eta}")
+
+    @property
+    def has_log_z(self) -> bool:
+        return True
+
+    def etas(self, state: State) -> float | Tensor:
+        return self.eta
 
 
 @methods.add("base", "the model as it is, unsteered: the yardstick", cost="K·T network calls, K rewards")

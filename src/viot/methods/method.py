@@ -23,12 +23,16 @@ class Method:
 
     name: ClassVar[str] = "method"
     reference: ClassVar[str] = ""
-    has_log_z: ClassVar[bool] = True
 
     @property
     def exact(self) -> bool:
         """Do the weighted particles target π ∝ p exp(λ r), exactly or as K → ∞?"""
         return True
+
+    @property
+    def has_log_z(self) -> bool:
+        """Is the mean of the final weights an estimate of Z = E_p[exp(λ r)]?"""
+        return self.exact
 
     def cost(self, steps: int) -> int:
         """Network rows per particle of a run of `steps`: K = ⌊budget / cost⌋."""
@@ -39,4 +43,4 @@ class Method:
 
     def settings(self) -> dict[str, Any]:
         """The hyper-parameters, as they go into the record of a run."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.init}

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -23,6 +23,7 @@ from .. import resample, weights
 from ..model import Prediction
 from ..particles import Selection, State
 from ..problem import DeadPopulation, Problem
+from ..reward import name_of
 from ..value import Tweedie, Value, as_value
 from ..weights import NEG_INF
 from .method import Method
@@ -88,6 +89,7 @@ class SMC(Method):
             state = self.look(problem, state)
             if score:
                 state = value(problem, state)
+                state = state.but(rewards=weights.floored(state.rewards, problem.lam))
                 if self.resample == "before_step":
                     state = self.choose(problem, state)
             state = self.propose(problem, state)
@@ -100,19 +102,19 @@ class SMC(Method):
     def choose(self, problem: Problem, state: State) -> State:
         """Weigh, then select."""
         with problem.evaluate.cost.timed("selection"):
-            state = self.weigh(problem, state)
-            # A hard constraint: dead until replaced.
-            state = state.but(log_w=torch.where(state.rewards == NEG_INF, NEG_INF, state.log_w))
-            require_life(problem, state.log_w, state.step)
-            return self.select(problem, state)
+            return self.select(problem, self.weigh(problem, state))
 
     def end(self, problem: Problem, state: State) -> State:
         """Score x_0 and correct the weights: the final state of the run."""
-        scored = problem.evaluate.score(problem.rows(state.x), problem.group_rows(state.x.shape[1]), keep=True)
+        x0 = problem.rows(state.x)
+        scored = problem.evaluate.score(x0, problem.group_rows(state.x.shape[1]), keep=True)
+        # Some rewards have an opinion of NaN pixels; a sample that the network broke is dead all the same.
+        whole = x0.isfinite().flatten(1).all(1).cpu() if x0.is_floating_point() else torch.ones(len(x0), dtype=torch.bool)
+        rewards = problem.evaluate.sane(torch.where(whole, scored.rewards, torch.nan), "finished samples", "the network")
         parts = {name: problem.fold(value) for name, value in scored.parts.items()}
-        state = state.but(rewards=problem.fold(scored.rewards), parts=parts, samples=scored.samples, prediction=None)
+        state = state.but(rewards=problem.fold(rewards), parts=parts, samples=scored.samples, prediction=None)
         state = self.finish(problem, state)
-        require_life(problem, state.log_w, None)
+        require_life(problem, state.log_w)
         return state.but(done=True, cost=problem.evaluate.cost.record())
 
     # -- the verbs ----------------------------------------------------------------------------------------------------------------
@@ -144,7 +146,8 @@ class SMC(Method):
     def propose(self, problem: Problem, state: State) -> State:
         """Move every particle by the kernel; log p − log q of the draw joins the weights at every step."""
         assert state.prediction is not None
-        eta = self.etas(state)
+        # The chain ends without noise, also where the grid ends at σ > 0 (Stable Diffusion's .03).
+        eta = self.etas(state) if state.step < problem.T - 1 else 0.0
         x, log_ratio = problem.kernel.step(
             problem.rows(state.x),
             state.prediction.map(problem.rows),
@@ -162,27 +165,26 @@ class SMC(Method):
     # -- the record ---------------------------------------------------------------------------------------------------------------
 
     def record(self, problem: Problem, after: State, before: State, log_m: Tensor, ancestors: Tensor) -> State:
-        """Append what happened at a selection to the history."""
+        """Append what happened at a selection to the history. `ess` is that of the masses, from which the ancestors were drawn."""
         k = before.log_w.shape[1]
         n = resample.counts(ancestors)
         parents = (n > 0).sum(-1)
-        finite = torch.where(before.rewards > NEG_INF, before.rewards, torch.nan)
-        best = before.rewards.amax(-1)
         m = log_m.exp().nan_to_num_(nan=0.0)
         spread = torch.where(weights.alive(log_m), (n - k * m).square_().mean(-1), 0.0)
         # V_cont of arXiv 2604.06779 with the plug-in s_i = exp(λ r_i), in units of its minimum over all masses: 1 is the optimum. Weights
         # and rewards are shifted to a maximum of 1, which the ratio does not notice.
-        top = before.log_w.amax(-1, keepdim=True)
-        ws = torch.exp(before.log_w - top + weights.tilt(before.rewards - best[:, None], problem.lam)).nan_to_num_(nan=0.0)
-        cont = torch.where(m > 0, ws * ws / m, 0.0).sum(-1) / ws.sum(-1).square()
+        log_s = problem.lam * before.rewards
+        log_ws = before.log_w + (log_s - log_s.amax(-1, keepdim=True))
+        ws = torch.exp(log_ws - log_ws.amax(-1, keepdim=True))
+        cont = torch.where(ws > 0, ws * ws / m, 0.0).sum(-1) / ws.sum(-1).square()
         stats = {
-            "ess": weights.ess(before.log_w),
+            "ess": weights.ess(log_m.nan_to_num(nan=NEG_INF)),
             "distinct_parents": parents.double(),
             "deaths": (k - parents).double(),
             "lam": torch.full((len(n),), float(problem.lam), dtype=torch.float64),
             "temperature": torch.full((len(n),), torch.nan, dtype=torch.float64),
-            "reward_mean": finite.nanmean(-1),
-            "reward_max": best,
+            "reward_mean": before.rewards.mean(-1),
+            "reward_max": before.rewards.amax(-1),
             "offspring_variance": spread,
             "v_cont": cont,
         }
@@ -194,7 +196,7 @@ class SMC(Method):
         return {}
 
     def settings(self) -> dict:
-        shown = {f.name: getattr(self, f.name) for f in fields(self)}
+        shown = super().settings()
         shown["schedule"] = list(self.schedule) if not isinstance(self.schedule, (str, int)) else self.schedule
         return shown
 
@@ -250,15 +252,11 @@ class ResamplingSMC(SMC):
         return scheme(masses / masses.sum(-1, keepdim=True), u.view(len(masses), -1))
 
 
-def require_life(problem: Problem, log_w: Tensor, step: int | None) -> None:
-    """An error when every group is dead: nothing is left to go on with."""
-    if bool(weights.alive(log_w).any()):
-        return
-    from ..reward import name_of
-
-    where = "at the finished samples" if step is None else f"at step {step} of {problem.T}"
-    raise DeadPopulation(
-        f"every particle of every group is dead {where}: the reward {name_of(problem.evaluate.reward)} was −inf, NaN or +inf for all "
-        f"{log_w.numel()} of them. Use more particles, a reward that is finite (a large penalty instead of −inf) where the samples are "
-        f"still rough, or a schedule that starts later, when the clean guesses are better."
-    )
+def require_life(problem: Problem, log_w: Tensor) -> None:
+    """An error when every group is dead at the end: there is no answer."""
+    if not bool(weights.alive(log_w).any()):
+        raise DeadPopulation(
+            f"every particle of every group is dead at the finished samples, after step {problem.T - 1}: the reward "
+            f"{name_of(problem.evaluate.reward)} was −inf, NaN or +inf for all {log_w.numel()} of them. Use more particles, or a reward that "
+            f"says by how much a sample misses (a penalty instead of −inf), so that there is something to steer by."
+        )

@@ -3,7 +3,7 @@ r"""VASR and VASR-Max: variance-aware selection and resampling (arXiv 2604.06779
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
@@ -12,7 +12,6 @@ from torch import Tensor
 from .. import resample, weights
 from ..particles import State
 from ..problem import Problem
-from ..weights import NEG_INF
 from .independent import best_distinct
 from .method import methods
 from .smc import ResamplingSMC
@@ -35,7 +34,7 @@ class VASR(ResamplingSMC):
 
     masses         "optimal" as above; "weights" m ∝ w with w carrying difference potentials, the allocation of earlier SMC methods;
                    "spike" all children to the best
-    temperature    τ; None = λ for raw scores, 1 for standardised ones
+    temperature    τ; None = λ for raw scores, its sign for standardised ones
     order          sort before the counts by "score" or "ratio" w/m, or "none". Cannot change Var N_i; lowers the variance of sums
     standardize    z-score the rewards over the K particles first
     carry_potential  w carries difference potentials too, so the masses over-allocate on purpose (an ablation arm)
@@ -67,16 +66,15 @@ class VASR(ResamplingSMC):
         """The temperature of the masses."""
         if self.temperature is not None:
             return self.temperature
-        return 1.0 if self.standardize else problem.lam
+        # A standardised reward has lost its scale, not its sign.
+        return math.copysign(float(problem.lam != 0), problem.lam) if self.standardize else problem.lam
 
     def scores(self, state: State) -> Tensor:
-        """The rewards (G, K) that shape the masses: raw, or standardised over the living particles of each group."""
+        """The rewards (G, K) that shape the masses: raw, or standardised over each group."""
         if not self.standardize:
             return state.rewards
-        living = torch.where(state.rewards > NEG_INF, state.rewards, torch.nan)
-        centred = state.rewards - living.nanmean(-1, keepdim=True)
-        spread = (living - living.nanmean(-1, keepdim=True)).square().nanmean(-1, keepdim=True).sqrt()
-        return centred / (spread + 1e-8)
+        centred = state.rewards - state.rewards.mean(-1, keepdim=True)
+        return centred / (centred.square().mean(-1, keepdim=True).sqrt() + 1e-8)
 
     def prepare(self, problem: Problem, state: State) -> State:
         return super().prepare(problem, state).with_extra(before=torch.zeros_like(state.log_w))
@@ -105,7 +103,8 @@ class VASR(ResamplingSMC):
         return resample.ancestors_of(torch.empty_like(n).scatter_(-1, order, n))
 
     def stats(self, problem: Problem, state: State) -> dict[str, Tensor]:
-        return {"temperature": torch.full((len(state.log_w),), float(self.tau(problem)), dtype=torch.float64)}
+        tau = self.tau(problem) if self.masses == "optimal" else torch.nan
+        return {"temperature": torch.full((len(state.log_w),), float(tau), dtype=torch.float64)}
 
 
 @methods.add("vasr-max", "all children to the best: a strong maximiser, not a sampler", cost="K·T network calls, rewards at 9 steps + end")
@@ -117,9 +116,20 @@ class VASRMax(VASR):
     """
 
     name: ClassVar[str] = "vasr-max"
-    has_log_z: ClassVar[bool] = False
 
-    masses: Literal["optimal", "weights", "spike"] = "spike"
+    # What shapes masses has nothing to shape here.
+    masses: Literal["optimal", "weights", "spike"] = field(init=False, default="spike")
+    temperature: float | None = field(init=False, default=None)
+    order: Literal["score", "ratio", "none"] = field(init=False, default="none")
+    standardize: bool = field(init=False, default=False)
+    carry_potential: bool = field(init=False, default=False)
+    resampling: str = field(init=False, default="argmax")
+    ess_threshold: float | None = field(init=False, default=None)
+
+    def prepare(self, problem: Problem, state: State) -> State:
+        if problem.lam < 0:
+            raise ValueError("vasr-max maximises the reward; to minimise it, negate the reward instead of λ")
+        return super().prepare(problem, state)
 
     def select(self, problem: Problem, state: State) -> State:
         # The correction by 1/(K m) has no meaning for masses of zero: the survivors' weights are uniform.

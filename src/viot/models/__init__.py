@@ -59,7 +59,7 @@ def as_model(model: Any) -> Any:
     missing = [name for name in ("event_shape", "dtype", "device", "grid", "prior", "predict", "decode") if not hasattr(model, name)]
     if not missing:
         return model
-    if hasattr(model, "unet") and hasattr(model, "scheduler") and not hasattr(model, "vae"):
+    if set(getattr(model, "components", ())) == {"unet", "scheduler"}:
         from .unet import UNet
 
         return UNet(model.unet, model.scheduler)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,19 @@ from ..model import Grid, Prediction
 from ..optional import need
 
 
+def digest(network: torch.nn.Module) -> str:
+    """A short name of a network's weights, from the shape, sum and first values of each: retrained weights are another model."""
+    name = hashlib.blake2b(digest_size=6)
+    for key, value in network.state_dict().items():
+        some = value.flatten()[:8].cpu().double().tolist()
+        name.update(repr((key, tuple(value.shape), some, round(float(value.float().sum()), 3))).encode())
+    return name.hexdigest()
+
+
 class UNet:
     """A pixel-space diffusion model: x_t (C, H, W) in [−1, 1], samples float32 in [0, 1].
 
-    unet        a UNet2DModel, or any module whose call (x, t) returns something with `.sample`
+    unet        a diffusers UNet2DModel
     scheduler   a diffusers scheduler with `alphas_cumprod`: its betas, spacing, prediction type and clipping are used, its `step` is not;
                 nor is its variance: η = 1 is DDPM's "fixed_small", whatever `variance_type` says
     patch       the network works on patch×patch pixel-unshuffled input: the same diffusion in other coordinates
@@ -31,6 +41,13 @@ class UNet:
     def __init__(self, unet: Any, scheduler: Any, *, patch: int = 1, compile: bool = False, autocast: torch.dtype | None = None) -> None:
         if not hasattr(scheduler, "alphas_cumprod"):
             raise TypeError(f"{type(scheduler).__name__} has no alphas_cumprod; UNet takes DDPM- and DDIM-type schedulers")
+        if float(getattr(scheduler, "init_noise_sigma", 1.0)) != 1.0:
+            raise TypeError(
+                f"{type(scheduler).__name__} scales its states by σ; give DDIMScheduler.from_config(pipe.scheduler.config), which walks the same "
+                f"noise levels with states of unit variance"
+            )
+        if getattr(unet.config, "sample_size", None) is None:
+            raise ValueError("this UNet's config has no sample_size, so the size of its images is unknown; set unet.config.sample_size")
         self.prediction_type = scheduler.config.get("prediction_type", "epsilon")
         if self.prediction_type not in ("epsilon", "v_prediction", "sample"):
             raise ValueError(f"unknown prediction type {self.prediction_type!r} of {type(scheduler).__name__}")
@@ -49,7 +66,8 @@ class UNet:
         # DDIM-type schedulers clip x0 and keep the network's ε; DDPM-type ones derive the step from the clipped x0 alone.
         self.keeps_eps = "DDPM" not in type(scheduler).__name__ and not scheduler.config.get("use_clipped_model_output", False)
         self.clip = scheduler.config.get("clip_sample_range", 1.0) if scheduler.config.get("clip_sample", False) else None
-        self.config = {"scheduler": type(scheduler).__name__, "prediction_type": self.prediction_type, "patch": patch}
+        told = {k: v for k, v in dict(scheduler.config).items() if not k.startswith("_")}
+        self.config = {"scheduler": {"type": type(scheduler).__name__, **told}, "patch": patch, "weights": digest(unet)}
         self.config |= {"autocast": None if autocast is None else str(autocast), "compile": compile}
 
     @classmethod
@@ -68,6 +86,10 @@ class UNet:
                 if kind == "UNet2DModel":
                     found = kinds
                     break
+        with contextlib.suppress(OSError, ValueError):
+            parts = {k for k in diffusers.DiffusionPipeline.load_config(name, **hub) if not k.startswith("_")}
+            if not parts <= {"unet", "scheduler"}:
+                raise TypeError(f"{name!r} is a pipeline of {', '.join(sorted(parts))}, not a pixel-space one of unet and scheduler alone")
         if found is None:
             raise ValueError(
                 f"{name!r} holds no UNet2DModel that can be read (is the name right, and the network there?). Load its pipeline yourself "
@@ -93,7 +115,7 @@ class UNet:
         return Grid(times, levels.sqrt(), (1 - levels).sqrt())
 
     def prior(self, n: int, generator: torch.Generator) -> Tensor:
-        return torch.randn(n, *self.event_shape, generator=generator) * float(getattr(self.scheduler, "init_noise_sigma", 1.0))
+        return torch.randn(n, *self.event_shape, generator=generator)
 
     def predict(self, x: Tensor, t: Tensor, group: Tensor) -> Prediction:
         inputs = F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x
@@ -104,8 +126,8 @@ class UNet:
         if self.learned_variance:
             out = out[:, : inputs.shape[1]]
         out = F.pixel_shuffle(out, self.patch) if self.patch > 1 else out
-        abar = self.scheduler.alphas_cumprod.to(x.device)[t.long()].double()
-        a, s = (level.to(x.dtype).view(-1, 1, 1, 1) for level in (abar.sqrt(), (1 - abar).sqrt()))
+        abar = self.scheduler.alphas_cumprod[t.long().cpu()].double()
+        a, s = (level.to(x.dtype).to(x.device).view(-1, 1, 1, 1) for level in (abar.sqrt(), (1 - abar).sqrt()))
         if self.prediction_type == "epsilon":
             x0, eps = (x - s * out) / a, out
         elif self.prediction_type == "v_prediction":

@@ -13,25 +13,41 @@ from ..reward import Scores, asks_for, call, name_of
 from . import as_reward
 
 
+def _asked(*rewards: Callable) -> tuple[str, ...]:
+    """What these rewards ask for together, beside the group and the noise that a combination needs itself."""
+    return ("group", "noise", *(("prompts",) if any("prompts" in asks_for(r) for r in rewards) else ()))
+
+
 class _Combination:
     """Named rewards scored on the same samples; `parts` of the population keeps each one's raw scores."""
 
     def __init__(self, rewards: Mapping[str, Callable | str] | list[Callable | str]) -> None:
         if not isinstance(rewards, Mapping):
-            rewards = {name_of(r) if callable(r) else r: r for r in rewards}
+            listed, rewards = rewards, {}
+            for r in listed:
+                name = name_of(r) if callable(r) else r
+                again = sum(known == name or known.startswith(f"{name} #") for known in rewards)
+                rewards[f"{name} #{again + 1}" if again else name] = r
         if not rewards:
             raise ValueError(f"{type(self).__name__} needs at least one reward")
         self.rewards = {name: as_reward(r) for name, r in rewards.items()}
-        self.asked = {name: asks_for(r) for name, r in self.rewards.items()}
+        self.asks = _asked(*self.rewards.values())
         self.name = f"{type(self).__name__.lower()}({', '.join(self.rewards)})"
+        self.noises = sum(getattr(r, "noises", 1) for r in self.rewards.values())
         self.differentiable = all(getattr(r, "differentiable", False) for r in self.rewards.values())
 
-    def __call__(self, samples: Any, group: Tensor, prompts: Any, noise: Tensor) -> Scores:
-        offers = {"group": group, "prompts": prompts, "noise": noise}
+    def __call__(self, samples: Any, group: Tensor, noise: Tensor, prompts: Any = None) -> Scores:
         parts: dict[str, Tensor] = {}
+        streams = noise.reshape(len(noise), -1)
         for name, reward in self.rewards.items():
+            # Each member has noise of its own.
+            width = getattr(reward, "noises", 1)
+            own, streams = streams[:, :width], streams[:, width:]
+            offers = {"group": group, "prompts": prompts, "noise": own if width > 1 else own[:, 0]}
             parts[name], inner = call(reward, samples, len(group), offers)
             parts |= {f"{name}.{key}": value for key, value in inner.items()}
+        # Members may answer from different devices.
+        parts = {name: value.to(group.device) for name, value in parts.items()}
         return Scores(self.combine({name: parts[name] for name in self.rewards}), parts)
 
     def combine(self, parts: dict[str, Tensor]) -> Tensor:
@@ -51,7 +67,8 @@ class Sum(_Combination):
 
     def combine(self, parts: dict[str, Tensor]) -> Tensor:
         # A weight of 0 switches a reward off, even one of −inf.
-        return sum((w * parts[name] for name, w in self.weights.items() if w), start=torch.zeros(len(next(iter(parts.values())))))
+        first = next(iter(parts.values()))
+        return sum((w * parts[name] for name, w in self.weights.items() if w), start=torch.zeros_like(first))
 
 
 class Min(_Combination):
@@ -67,8 +84,8 @@ class Product(_Combination):
     def __init__(self, rewards: Mapping[str, Callable | str] | list[Callable | str], temperatures: list[float] | None = None) -> None:
         super().__init__(rewards)
         temperatures = [1.0] * len(self.rewards) if temperatures is None else [float(t) for t in temperatures]
-        if len(temperatures) != len(self.rewards) or any(not t > 0 for t in temperatures):
-            raise ValueError(f"Product of {len(self.rewards)} experts needs as many temperatures > 0, not {temperatures}")
+        if len(temperatures) != len(self.rewards) or any(not 0 < t < math.inf for t in temperatures):
+            raise ValueError(f"Product of {len(self.rewards)} experts needs as many finite temperatures > 0, not {temperatures}")
         self.temperatures = dict(zip(self.rewards, temperatures, strict=True))
 
     def combine(self, parts: dict[str, Tensor]) -> Tensor:
@@ -82,10 +99,15 @@ class Noisy:
         if not 0 <= sigma < math.inf:
             raise ValueError(f"sigma must be ≥ 0 and finite, not {sigma}")
         self.reward, self.sigma = as_reward(reward), float(sigma)
-        self.asked = asks_for(self.reward)
+        self.asks = _asked(self.reward)
         self.name = f"noisy({name_of(self.reward)}, {sigma:g})"
+        # The last column is for this one, those before it for what is inside.
+        self.noises = 1 + (getattr(self.reward, "noises", 1) if "noise" in asks_for(self.reward) else 0)
         self.differentiable = getattr(self.reward, "differentiable", False)
 
-    def __call__(self, samples: Any, group: Tensor, prompts: Any, noise: Tensor) -> Scores:
-        clean, parts = call(self.reward, samples, len(group), {"group": group, "prompts": prompts, "noise": noise})
-        return Scores(clean + self.sigma * noise.to(clean), {**parts, "clean": clean})
+    def __call__(self, samples: Any, group: Tensor, noise: Tensor, prompts: Any = None) -> Scores:
+        inner = noise if noise.ndim == 1 else noise[:, :-1]
+        inner = inner[:, 0] if inner.ndim == 2 and inner.shape[1] == 1 else inner
+        clean, parts = call(self.reward, samples, len(group), {"group": group, "prompts": prompts, "noise": inner})
+        fresh = (noise if noise.ndim == 1 else noise[:, -1]).to(clean)
+        return Scores(clean + self.sigma * fresh, {**parts, "clean": clean})

@@ -17,6 +17,7 @@ class Quadratic:
         self.name = "quadratic"
 
     def __call__(self, samples: Tensor) -> Tensor:
-        gap = samples.double() - self.center
-        pulled = gap @ self.precision if self.precision.ndim == 2 else gap * self.precision
+        gap = samples.double() - self.center.to(samples.device)
+        precision = self.precision.to(samples.device)
+        pulled = gap @ precision if precision.ndim == 2 else gap * precision
         return -0.5 * (gap * pulled).sum(-1)
