@@ -12,7 +12,7 @@ from helpers import Tokens, quiet
 import viot
 from viot.kernel import Categorical, FlowSDE, Gaussian
 from viot.model import Coeffs, Prediction
-from viot.problem import Draw, Rng
+from viot.rng import Draw, Rng
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -629,9 +629,14 @@ def test_pipelines_are_models():
         population = viot.sample(pipe, "brightness", "vasr", particles=4, steps=4, lam=5.0, progress=False)
     assert population.samples.shape == (1, 4, 3, 8, 8)
     assert population.config["model"]["config"]["scheduler"]["type"] == "DDIMScheduler"
-    pipe.vae = object()
+
+    class Latent:  # like LDMPipeline, whose states are not pixels
+        unet, scheduler, components = pipe.unet, pipe.scheduler, {"unet": None, "scheduler": None, "vqvae": None}
+
     with pytest.raises(TypeError, match="not a model"):
-        viot.sample(pipe, "brightness")
+        viot.sample(Latent(), "brightness")
+    with pytest.raises(TypeError, match="DDIMScheduler"):
+        viot.models.unet.UNet(pipe.unet, diffusers.EulerDiscreteScheduler())
 
 
 def test_patch_is_the_same_diffusion_in_other_coordinates():

@@ -20,7 +20,7 @@ from .model import Coeffs, Prediction
 
 
 class Draw(Protocol):
-    """A stream of random numbers for a fixed set of rows (`viot.problem.Draw` is the one that belongs to groups)."""
+    """A stream of random numbers for a fixed set of rows (`viot.rng.Draw` is the one that belongs to groups)."""
 
     def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor: ...
     def uniform(self, shape: tuple[int, ...]) -> Tensor: ...

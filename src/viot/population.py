@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import lineage, weights
 from .particles import State, flat_index, write_tensors
-from .problem import Rng
+from .rng import Rng
 
 if TYPE_CHECKING:
     from PIL.Image import Image

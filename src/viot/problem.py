@@ -1,12 +1,11 @@
-"""What a method is given: the one counted, sliced door to Model and Reward, the random numbers, and the budget."""
+"""What a method is given: the one counted, sliced door to Model and Reward, and the budget."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from types import ModuleType
 from typing import Any
@@ -18,6 +17,7 @@ from . import reward as rewarding
 from .kernel import Kernel
 from .model import Grid, Model, Prediction
 from .particles import State
+from .rng import Draw, Rng
 from .weights import NEG_INF
 
 
@@ -27,55 +27,6 @@ class SteeringWarning(UserWarning):
 
 class DeadPopulation(RuntimeError):
     """No particle of any group has positive weight left."""
-
-
-# -- randomness -----------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Rng:
-    """Randomness that belongs to the group: a stream for each (seed, group, round, step, purpose), always drawn on the CPU.
-
-    (torch's CPU generator keeps 32 bits of a seed, so among very many streams a few pairs coincide, in places that never meet.) A group's numbers are the same whichever other groups run beside it, in whatever slices, on however many processes.
-    """
-
-    seed: int
-
-    def generator(self, group: int, round: int, step: int, purpose: str) -> torch.Generator:
-        key = f"{self.seed}/{group}/{round}/{step}/{purpose}".encode()
-        number = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
-        return torch.Generator().manual_seed(number)
-
-
-class Draw:
-    """One purpose's stream at one step, for all groups: rows are group-major, and each group draws for all of its rows at once."""
-
-    def __init__(self, rng: Rng, groups: Sequence[int], step: int, purpose: str, round: int = 0) -> None:
-        self._make = lambda: [rng.generator(g, round, step, purpose) for g in groups]
-        self._generators: list[torch.Generator] | None = None
-        self._groups = len(groups)
-
-    @property
-    def generators(self) -> list[torch.Generator]:
-        """One per group, made when first needed; successive draws go on along the same streams."""
-        if self._generators is None:
-            self._generators = self._make()
-        return self._generators
-
-    def _fill(self, fill: Callable[..., Any], shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
-        out = torch.empty(shape, dtype=dtype)
-        if shape[0]:
-            for part, generator in zip(out.chunk(self._groups), self.generators, strict=True):
-                fill(part, generator=generator)
-        return out.to(device)
-
-    def normal(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
-        """Standard normal numbers, `shape[0]` rows divided evenly among the groups."""
-        return self._fill(Tensor.normal_, shape, dtype, device)
-
-    def uniform(self, shape: tuple[int, ...]) -> Tensor:
-        """Uniform numbers in [0, 1), float64 on the CPU."""
-        return self._fill(Tensor.uniform_, shape, torch.float64, "cpu")
 
 
 # -- cost -----------------------------------------------------------------------------------------------------------------------------

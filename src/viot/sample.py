@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import math
 import operator
-import platform
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,18 +14,21 @@ from typing import Any, SupportsFloat
 import torch
 from tqdm.auto import tqdm
 
-from . import __version__, weights
 from . import lineage as genealogy
+from . import weights
 from .calibrate import Strength
+from .checkpoint import Checkpoint
 from .kernel import Gaussian
 from .methods import make
 from .model import Grid, Model
 from .models import as_model
-from .particles import State, notes_of
+from .particles import State
 from .population import Population
-from .problem import Cost, Evaluate, Problem, Rng, SteeringWarning
+from .problem import Cost, Evaluate, Problem, SteeringWarning
+from .record import describe, fingerprint, plain, versions
 from .reward import asks_for, name_of
 from .rewards import as_reward
+from .rng import Rng
 
 
 def sample(
@@ -175,9 +173,9 @@ def prepare(
         got = f"{len(grid)} steps" if isinstance(grid, Grid) else type(grid).__name__
         raise ValueError(f"{type(model).__name__}.grid({steps}) must return a viot.Grid of {steps} steps, not {got}")
     config = {
-        "model": _describe(given_model, model),
+        "model": describe(given_model, model),
         "reward": given_reward if isinstance(given_reward, str) else name_of(reward),
-        "method": {"name": name_of_method(method), **_plain(getattr(method, "settings", dict)())},
+        "method": {"name": name_of_method(method), **plain(getattr(method, "settings", dict)())},
         "particles": k,
         "groups": list(indices),
         "steps": steps,
@@ -185,7 +183,7 @@ def prepare(
         "seed": seed,
         "budget": budget,
         "batch_size": batch_size,
-        "versions": {"viot": __version__, "python": platform.python_version(), **_versions()},
+        "versions": versions(),
     }
     # What was given as an object cannot be rebuilt from its name, which may be that of something else here.
     if own := {
@@ -224,49 +222,6 @@ def _groups(groups: int | Sequence[int] | None, model: Model) -> tuple[int, ...]
     return indices
 
 
-def _describe(given: Any, model: Model) -> Any:
-    """What the record says of the model: its name, or its type and shape, and whatever it tells of itself."""
-    told = getattr(model, "config", None)
-    about: dict[str, Any] = {"name": given if isinstance(given, str) else type(model).__name__, "event_shape": list(model.event_shape)}
-    if prompts := getattr(model, "prompts", None):
-        about["prompts"] = _plain(list(prompts))
-    return about | ({"config": _plain(told)} if isinstance(told, dict) else {})
-
-
-def _plain(value: Any) -> Any:
-    """Settings as JSON can hold them: objects become their name with their own settings."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        from .value import NAMED
-
-        name = next((known for known, kind in NAMED.items() if kind is type(value)), type(value).__name__)
-        return {"name": name, **{f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}}
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return f"{name_of(value)} {fingerprint(value) or ''}".strip() if callable(value) else repr(value)
-
-
-def fingerprint(thing: Any) -> str | None:
-    """What tells two functions of the same name apart: a hash of code, constants and plain captured values. None for other objects."""
-    code = getattr(thing, "__code__", None)
-    if code is None:
-        return None
-    captured = [cell.cell_contents for cell in getattr(thing, "__closure__", None) or ()]
-    plain = [
-        v for v in (*code.co_consts, *captured, *(getattr(thing, "__defaults__", None) or ())) if isinstance(v, (bool, int, float, str))
-    ]
-    return hashlib.blake2b(repr((code.co_code, code.co_names, plain)).encode(), digest_size=6).hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    """The versions of the libraries that a run may have used."""
-    loaded = ("torch", "diffusers", "transformers", "PIL")
-    return {name: str(sys.modules[name].__version__) for name in loaded if hasattr(sys.modules.get(name), "__version__")}
-
-
 def _whole(name: str, value: Any, least: int | None = 1) -> int:
     """A whole number, numpy's included, or an error that names it."""
     try:
@@ -294,53 +249,3 @@ def _advise(population: Population) -> None:
     for advice in (dead_groups(population), strength_advice(population)):
         if advice:
             warnings.warn(advice, SteeringWarning, stacklevel=4)
-
-
-class Checkpoint:
-    """A folder that holds the newest state of a run, or its answer once there is one."""
-
-    #: What may differ between the interrupted run and the one that goes on: it changes no draw.
-    FREE = ("batch_size", "versions")
-
-    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.config = folder, config
-        self.state = folder / "state.safetensors"
-
-    def _check(self, found: dict[str, Any]) -> None:
-        ours = json.loads(json.dumps(self.config))
-        differ = [k for k in ours if k not in self.FREE and ours[k] != found.get(k)]
-        if differ:
-            which = "; ".join(f"{k}: {found.get(k)!r} there, {ours[k]!r} here" for k in differ)
-            raise ValueError(f"the checkpoint in {self.folder} belongs to another run ({which}). Use another folder, or remove this one.")
-
-    def load(self, device: torch.device) -> State | Population | None:
-        """The state to go on from, or the finished answer, or nothing."""
-        if (self.folder / "run.json").exists():
-            population = Population.load(self.folder)
-            self._check(population.config)
-            return population
-        if not self.state.exists():
-            return None
-        state, notes = State.load(self.state, device)
-        self._check(notes["config"])
-        return state
-
-    @classmethod
-    def recall(cls, folder: Path, wish: Strength) -> Strength:
-        """The wish, with the λ that an interrupted run in this folder had already spent a pilot on."""
-        config: dict[str, Any] = {}
-        if (folder / "run.json").exists():
-            config = json.loads((folder / "run.json").read_text(encoding="utf-8"))["config"]
-        elif (folder / "state.safetensors").exists():
-            config = notes_of(folder / "state.safetensors")["config"]
-        if config.get("lam_pilot", {}).get("wish") != str(wish):
-            return wish
-        return dataclasses.replace(wish, found={key: config[key] for key in ("lam", "lam_pilot")})
-
-    def keep(self, state: State) -> None:
-        state.save(self.state, config=self.config)
-
-    def finish(self, population: Population) -> None:
-        population.save(self.folder)
-        self.state.unlink(missing_ok=True)

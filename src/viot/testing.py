@@ -29,8 +29,9 @@ from .model import Grid, Prediction
 from .models import as_model
 from .particles import State
 from .population import Population
-from .problem import Draw, Rng, SteeringWarning
+from .problem import SteeringWarning
 from .rewards import as_reward
+from .rng import Draw, Rng
 from .sample import Run, prepare
 
 __all__ = ["check_method", "check_model", "check_reward"]

@@ -1,0 +1,64 @@
+"""Runs that can be interrupted: the newest state on disk, and the answer once there is one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .calibrate import Strength
+from .particles import State, notes_of
+from .population import Population
+
+
+class Checkpoint:
+    """A folder that holds the newest state of a run, or its answer once there is one."""
+
+    #: What may differ between the interrupted run and the one that goes on: it changes no draw.
+    FREE = ("batch_size", "versions")
+
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.config = folder, config
+        self.state = folder / "state.safetensors"
+
+    def _check(self, found: dict[str, Any]) -> None:
+        ours = json.loads(json.dumps(self.config))
+        differ = [k for k in ours if k not in self.FREE and ours[k] != found.get(k)]
+        if differ:
+            which = "; ".join(f"{k}: {found.get(k)!r} there, {ours[k]!r} here" for k in differ)
+            raise ValueError(f"the checkpoint in {self.folder} belongs to another run ({which}). Use another folder, or remove this one.")
+
+    def load(self, device: torch.device) -> State | Population | None:
+        """The state to go on from, or the finished answer, or nothing."""
+        if (self.folder / "run.json").exists():
+            population = Population.load(self.folder)
+            self._check(population.config)
+            return population
+        if not self.state.exists():
+            return None
+        state, notes = State.load(self.state, device)
+        self._check(notes["config"])
+        return state
+
+    @classmethod
+    def recall(cls, folder: Path, wish: Strength) -> Strength:
+        """The wish, with the λ that an interrupted run in this folder had already spent a pilot on."""
+        config: dict[str, Any] = {}
+        if (folder / "run.json").exists():
+            config = json.loads((folder / "run.json").read_text(encoding="utf-8"))["config"]
+        elif (folder / "state.safetensors").exists():
+            config = notes_of(folder / "state.safetensors")["config"]
+        if config.get("lam_pilot", {}).get("wish") != str(wish):
+            return wish
+        return dataclasses.replace(wish, found={key: config[key] for key in ("lam", "lam_pilot")})
+
+    def keep(self, state: State) -> None:
+        state.save(self.state, config=self.config)
+
+    def finish(self, population: Population) -> None:
+        population.save(self.folder)
+        self.state.unlink(missing_ok=True)

@@ -1,0 +1,56 @@
+"""What the record of a run says of the objects in it: enough to run it again, or to see that another run is another one."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import platform
+import sys
+from typing import Any
+
+from . import __version__
+from .model import Model
+from .reward import name_of
+from .value import NAMED
+
+
+def describe(given: Any, model: Model) -> Any:
+    """What the record says of the model: its name, or its type and shape, and whatever it tells of itself."""
+    told = getattr(model, "config", None)
+    about: dict[str, Any] = {"name": given if isinstance(given, str) else type(model).__name__, "event_shape": list(model.event_shape)}
+    if prompts := getattr(model, "prompts", None):
+        about["prompts"] = plain(list(prompts))
+    return about | ({"config": plain(told)} if isinstance(told, dict) else {})
+
+
+def plain(value: Any) -> Any:
+    """Settings as JSON can hold them: objects become their name with their own settings."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        name = next((known for known, kind in NAMED.items() if kind is type(value)), type(value).__name__)
+        return {"name": name, **{f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}}
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return f"{name_of(value)} {fingerprint(value) or ''}".strip() if callable(value) else repr(value)
+
+
+def fingerprint(thing: Any) -> str | None:
+    """What tells two functions of the same name apart: a hash of code, constants and plain captured values. None for other objects."""
+    code = getattr(thing, "__code__", None)
+    if code is None:
+        return None
+    captured = [cell.cell_contents for cell in getattr(thing, "__closure__", None) or ()]
+    plain = [
+        v for v in (*code.co_consts, *captured, *(getattr(thing, "__defaults__", None) or ())) if isinstance(v, (bool, int, float, str))
+    ]
+    return hashlib.blake2b(repr((code.co_code, code.co_names, plain)).encode(), digest_size=6).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the libraries that a run may have used."""
+    loaded = ("torch", "diffusers", "transformers", "PIL")
+    found = {"viot": __version__, "python": platform.python_version()}
+    return found | {name: str(sys.modules[name].__version__) for name in loaded if hasattr(sys.modules.get(name), "__version__")}
