@@ -80,6 +80,11 @@ class Run:
 
     def states(self, state: State | None = None) -> Iterator[State]:
         """The states of the run, from its beginning or from a state of it; the last one is `done`."""
+        device = self.problem.evaluate.model.device
+        if state is not None and state.x.device.type != device.type:
+            raise ValueError(
+                f"this state lies on {state.x.device}, the model on {device}; read it with State.load(path, device=model.device)"
+            )
         cost = self.problem.evaluate.cost
         for name, value in (Cost().record() if state is None else state.cost).items():
             setattr(cost, name, value)
@@ -197,7 +202,7 @@ def prepare(
         pilot = prepare(model, reward, "base", particles=k, groups=indices, steps=steps, lam=0.0, seed=~seed, batch_size=batch_size)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SteeringWarning)
-            found = pilot.finish(progress=False)
+            found = pilot.finish()
         config |= {"lam": lam.solve(found.rewards), "lam_pilot": {"wish": str(lam), "nfe": found.nfe, "reward_rows": found.reward_rows}}
     rng = Rng(seed)
     kernel = getattr(model, "kernel", None) or Gaussian()

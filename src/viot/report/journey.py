@@ -49,7 +49,7 @@ def charts(population: Population) -> str:
     whole = population.exact and population.shape[1] == k
     drawn = []
     if has("ess"):
-        note = "How many equally weighted particles the weights are worth, before each selection" + (" and at the end." if whole else ".")
+        note = "How many equal particles the masses of each selection are worth" + (", and the weights at the end." if whole else ".")
         values = with_end("ess", population.ess) if whole else trace["ess"]
         drawn.append(
             chart(

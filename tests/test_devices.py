@@ -1,0 +1,171 @@
+"""Nothing mixes devices: run on a pretend accelerator, which raises wherever a real one would.
+
+Its tensors say that they live on "meta" and hold their data on the CPU. An operation on tensors of both kinds is an error, as on CUDA (numbers
+and 0-dimensional tensors excepted); moving between the two is allowed.
+"""
+
+import warnings
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+import viot
+from viot.methods import FKD, FVD, VASR
+from viot.rewards import Min, Noisy, Quadratic, Sum
+
+AWAY = torch.device("meta")
+# These move data, or may be told where by indices from the CPU.
+MOVES = {"copy_", "_to_copy", "index", "index_put", "index_put_"}
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor that claims to be on the pretend device; `here` is its data."""
+
+    @staticmethod
+    def __new__(cls, here):
+        made = torch.Tensor._make_wrapper_subclass(cls, here.shape, strides=here.stride(), dtype=here.dtype, device=AWAY)
+        made.here = here
+        return made
+
+    def __init__(self, here):
+        pass
+
+    __torch_dispatch__ = classmethod(lambda cls, f, types, args=(), kwargs=None: dispatch(f, args, kwargs or {}))
+
+
+def dispatch(f, args, kwargs):
+    name = f.__name__.split(".")[0]
+    tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+    away = [t for t in tensors if isinstance(t, Elsewhere)]
+    mixed = away and any(t.ndim for t in tensors if not isinstance(t, Elsewhere))
+    if (mixed and name not in MOVES) or (name == "index" and away and not isinstance(args[0], Elsewhere)):
+        raise RuntimeError(f"devices mixed in {f.__name__}")
+    wrap, kwargs = bool(away), dict(kwargs)
+    if kwargs.get("device") is not None:
+        wrap = torch.device(kwargs["device"]).type == AWAY.type
+        kwargs["device"] = torch.device("cpu")
+    out = f(*tree_map(data, args), **tree_map(data, kwargs))
+    if name == "_local_scalar_dense" or not any(isinstance(o, torch.Tensor) for o in tree_leaves(out)):
+        return out
+    if name in MOVES and name.endswith("_"):
+        return args[0]
+    if name.endswith("_") and isinstance(args[0], Elsewhere):
+        return args[0]
+    return tree_map(lambda o: Elsewhere(o) if isinstance(o, torch.Tensor) else o, out) if wrap else out
+
+
+def data(value):
+    return value.here if isinstance(value, Elsewhere) else value
+
+
+class Pretend(TorchDispatchMode):
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        return dispatch(f, args, kwargs or {})
+
+
+class Model:
+    event_shape, dtype, device = (1, 8, 8), torch.float32, AWAY
+    prompts = ("a", "b")
+
+    def grid(self, steps):
+        t = torch.linspace(1, 0, steps + 1, dtype=torch.float64) * torch.pi / 2
+        return viot.Grid(t[:-1], t.cos(), t.sin())
+
+    def prior(self, n, generator, group):
+        return torch.randn(n, 1, 8, 8, generator=generator)
+
+    def predict(self, x, t, group):
+        assert {x.device, t.device, group.device} == {AWAY}
+        return viot.Prediction(0.5 * x, eps=0.7 * x, extra={"hidden": 2 * x})
+
+    def decode(self, x0, group):
+        assert {x0.device, group.device} == {AWAY}
+        return x0 / 2 + 0.5
+
+
+class Tokens(Model):
+    event_shape, dtype, prompts = (3,), torch.long, None
+
+    def __init__(self, order):
+        self.kernel = viot.Categorical(4, order, remask=0.1)
+
+    def grid(self, steps):
+        a = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+        return viot.Grid(a[:-1], a, 1 - a)
+
+    def prior(self, n, generator):
+        return torch.full((n, 3), 4)
+
+    def predict(self, x, t, group):
+        return viot.Prediction(torch.where(x == 4, 0, x), logits=torch.zeros(len(x), 3, 4, device=AWAY))
+
+    def decode(self, x0, group):
+        return ["".join("abcd?"[i] for i in row) for row in x0.cpu().tolist()]
+
+
+def bright(x):
+    return x.flatten(1).mean(1)
+
+
+def run(model=None, reward=bright, method="vasr", **settings):
+    with warnings.catch_warnings(), Pretend():
+        warnings.simplefilter("ignore", viot.SteeringWarning)
+        return viot.sample(model or Model(), reward, method, **{"particles": 8, "steps": 8, "progress": False, **settings})
+
+
+@pytest.mark.parametrize("batch_size", [None, 3])
+@pytest.mark.parametrize(
+    "method",
+    [*viot.methods.methods, FVD(rebirth_noise="all_later_steps", cap_policy="temper"), FKD(compat="released", potential="sum")],
+    ids=str,
+)
+def test_methods(method, batch_size):
+    population = run(method=method, batch_size=batch_size)
+    assert population.samples.device.type == population.log_weights.device.type == "cpu"
+
+
+@pytest.mark.parametrize("value", ["rollout", "x0_samples", "smoothed", lambda problem, state: state.x.flatten(2).mean(-1)])
+def test_values(value):
+    run(method=VASR(value=value), batch_size=3)
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [
+        Sum({"a": bright, "b": bright}),
+        Min({"here": lambda x: bright(x.cpu()), "away": bright}),
+        Noisy(bright, 0.1),
+        lambda x, group: bright(x) * group,
+        lambda x, noise: bright(x) + noise,
+        lambda x: Quadratic([0.0, 1.0])(x.flatten(1)[:, :2]),
+        lambda x, prompts: bright(x) * len(prompts),
+    ],
+)
+def test_rewards(reward):
+    run(reward=reward, batch_size=3)
+
+
+@pytest.mark.parametrize("order", ["random", "left", "confidence"])
+def test_tokens(order):
+    run(Tokens(order), lambda texts: torch.tensor([float(t.count("a")) for t in texts]), VASR(value="x0_samples"))
+
+
+def test_a_saved_state_goes_back_to_its_device(tmp_path):
+    with Pretend():
+        prepared = viot.prepare(Model(), bright, "vasr", particles=8, steps=8)
+        for state in prepared.states():
+            if state.step == 4 and not state.done:
+                state.save(tmp_path / "half")
+        again, _ = viot.State.load(tmp_path / "half", AWAY)
+        assert again.x.device == AWAY
+        assert again.log_w.device.type == "cpu"
+        assert list(prepared.states(again))[-1].done
+        with pytest.raises(ValueError, match=r"device=model\.device"):
+            next(prepared.states(viot.State.load(tmp_path / "half")[0]))
+
+
+def test_the_pretend_device_notices_a_mix():
+    with pytest.raises(RuntimeError, match="devices mixed"):
+        run(reward=lambda x: bright(x) * torch.ones(len(x)))
