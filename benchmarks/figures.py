@@ -63,7 +63,6 @@ def quality(model, data, n, steps):
         "class_share_real": (torch.bincount(labels, minlength=10).double() / len(labels)).tolist(),
         "frechet": frechet_distance(features, real),
         "frechet_real": frechet_distance(train[:n], real),
-        "frechet_noise_floor_of": n,
     }
     sheet(images, 20).crop((0, 0, 560, 280)).resize((1120, 560), Image.Resampling.NEAREST).save(FIGURES / "digits.png")
     return found
@@ -124,7 +123,7 @@ def main():
     (FIGURES / "digits.json").write_text(json.dumps(found, indent=1) + "\n")
     readme = ROOT / "README.md"
     text = readme.read_text()
-    readme.write_text(re.sub(r"(<!-- digits -->\n).*?(\n<!-- /digits -->)", lambda m: m[1] + block(found) + m[2], text, flags=re.DOTALL))
+    readme.write_text(re.sub(r"(<!-- digits -->\n).*?(<!-- /digits -->)", lambda m: f"{m[1]}{block(found)}\n{m[2]}", text, flags=re.DOTALL))
 
 
 if __name__ == "__main__":
