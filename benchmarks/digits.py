@@ -59,7 +59,9 @@ def main():
     real = features(images[labels == args.digit])
     rows = json.loads(args.out.read_text()) if args.out.exists() else {}
     model = viot.load("digits")
+    # Rows of an earlier call are kept if they are of the same task, model weights included.
     settings = {k: v for k, v in vars(args).items() if k in ("digit", "seeds", "particles", "steps", "lam")}
+    settings["weights"] = model.config["weights"]
     for name, method in METHODS.items():
         if rows.get(name, {}).get("settings") == settings:
             continue
