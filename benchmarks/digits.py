@@ -53,6 +53,7 @@ def main():
     parser.add_argument("--particles", type=int, default=64)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--lam", type=float, default=1.0)
+    parser.add_argument("--methods", default="", help="some of the rows only: names between semicolons")
     parser.add_argument("--out", type=Path, default=Path("runs/steering.json"))
     args = parser.parse_args()
     images, labels = load_mnist(args.data)
@@ -62,7 +63,9 @@ def main():
     # Rows of an earlier call are kept if they are of the same task, model weights included.
     settings = {k: v for k, v in vars(args).items() if k in ("digit", "seeds", "particles", "steps", "lam")}
     settings["weights"] = model.config["weights"]
-    for name, method in METHODS.items():
+    wanted = [m.strip() for m in args.methods.split(";") if m.strip()] or list(METHODS)
+    for name in wanted:
+        method = METHODS[name]
         if rows.get(name, {}).get("settings") == settings:
             continue
         with warnings.catch_warnings():
