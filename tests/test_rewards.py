@@ -255,3 +255,29 @@ def test_a_network_that_breaks_is_noticed():
     bad = p.samples[..., 0].isnan()
     assert bad.any()
     assert (p.weights[bad] == 0).all()
+
+
+def test_whether_gradients_pass_is_declared_or_found_out():
+    def opaque(x):
+        return x[:, 0].detach()
+
+    class Declared:
+        differentiable = False
+
+        def __call__(self, x):
+            return x[:, 0]
+
+    class Shut(type(MODEL)):
+        differentiable = False
+
+    def found(model, reward):
+        problem = viot.prepare(model, reward, "base", particles=2, steps=4).problem
+        answer = problem.evaluate.differentiable(problem.rows(problem.prior()), problem.group_rows(2))
+        assert problem.evaluate.cost.reward_rows == 0, "a probe is not part of the run's cost"
+        return answer
+
+    assert found(MODEL, lambda x: x[:, 0])
+    assert found(MODEL, REWARD)
+    assert not found(MODEL, opaque)
+    assert not found(MODEL, Declared())
+    assert not found(Shut([[0.0]], 1.0), lambda x: x[:, 0])

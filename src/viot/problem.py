@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -138,6 +139,22 @@ class Evaluate:
             )
         joined = {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
         return Scored(torch.cat(rewards), joined, _join_samples(samples) if keep else None)
+
+    def differentiable(self, x: Tensor, group: Tensor) -> bool:
+        """Can gradients reach x_t? What model and reward declare, or else found out by decoding and scoring one row of x (not counted as cost)."""
+        if not getattr(self.model, "differentiable", True) or not x.is_floating_point():
+            return False
+        declared = getattr(self.reward, "differentiable", None)
+        if declared is not None:
+            return bool(declared)
+        before = dataclasses.replace(self.cost)
+        with self._gradients(True):
+            row = x[:1].detach().requires_grad_()
+            noise = self._noise(group[:1], -1, "probe")
+            _, scores, _ = self._score_slice(row, group[:1], noise, -1)
+            found = scores.requires_grad and torch.autograd.grad(scores.sum(), row, allow_unused=True)[0] is not None
+        self.cost.__dict__.update(vars(before))
+        return found
 
     # -- pieces -------------------------------------------------------------------------------------------------------------------
 
