@@ -161,9 +161,8 @@ class FVD(SMC):
             after = after.with_extra(reborn=torch.zeros_like(after.extra["reborn"]))
         return after
 
-    def finish(self, problem: Problem, state: State) -> State:
-        lam = problem.lam if self.target == "user" else state.group["lam_effective"][:, None]
-        return state.but(log_w=state.log_w + weights.subtract(weights.tilt(state.rewards, lam), state.extra["path"]))
+    def final_lam(self, problem: Problem, state: State) -> float | Tensor:
+        return problem.lam if self.target == "user" else state.group["lam_effective"][:, None]
 
     def stats(self, problem: Problem, state: State) -> dict[str, Tensor]:
         return {"lam": state.group["lam_used"], "absorption": state.group["absorption"]}

@@ -159,8 +159,12 @@ class SMC(Method):
 
     def finish(self, problem: Problem, state: State) -> State:
         """The terminal correction: the potentials of every path multiply to exp(λ r(x_0))."""
-        target = weights.tilt(state.rewards, problem.lam)
+        target = weights.tilt(state.rewards, self.final_lam(problem, state))
         return state.but(log_w=state.log_w + weights.subtract(target, state.extra["path"]))
+
+    def final_lam(self, problem: Problem, state: State) -> float | Tensor:
+        """λ of the target: the user's."""
+        return problem.lam
 
     # -- the record ---------------------------------------------------------------------------------------------------------------
 
