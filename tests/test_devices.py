@@ -158,12 +158,12 @@ def test_a_saved_state_goes_back_to_its_device(tmp_path):
         for state in prepared.states():
             if state.step == 4 and not state.done:
                 state.save(tmp_path / "half")
-        again, _ = viot.State.load(tmp_path / "half", AWAY)
+        again, _ = viot.particles.State.load(tmp_path / "half", AWAY)
         assert again.x.device == AWAY
         assert again.log_w.device.type == "cpu"
         assert list(prepared.states(again))[-1].done
         with pytest.raises(ValueError, match=r"device=model\.device"):
-            next(prepared.states(viot.State.load(tmp_path / "half")[0]))
+            next(prepared.states(viot.particles.State.load(tmp_path / "half")[0]))
 
 
 def test_the_pretend_device_notices_a_mix():

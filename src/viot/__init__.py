@@ -8,14 +8,13 @@ from . import methods, rewards, testing
 from .calibrate import calibrate, ess, kl
 from .kernel import Categorical, Gaussian
 from .model import Grid, Model, Prediction
-from .models import load
-from .particles import State
+from .models import from_pipeline, load
 from .population import Population
 from .problem import DeadPopulation, SteeringWarning
 from .reward import Reward, Scores
 from .sample import prepare, sample
 
 __all__ = [
-    "Categorical", "DeadPopulation", "Gaussian", "Grid", "Model", "Population", "Prediction", "Reward", "Scores", "State",
-    "SteeringWarning", "calibrate", "ess", "kl", "load", "methods", "prepare", "rewards", "sample", "testing",
+    "Categorical", "DeadPopulation", "Gaussian", "Grid", "Model", "Population", "Prediction", "Reward", "Scores",
+    "SteeringWarning", "calibrate", "ess", "from_pipeline", "kl", "load", "methods", "prepare", "rewards", "sample", "testing",
 ]  # fmt: skip

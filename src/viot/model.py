@@ -92,8 +92,10 @@ class Prediction:
 class Model(Protocol):
     """A pretrained reverse Markov chain. Anyone can write one in 30 lines; `viot.testing.check_model` says what is missing.
 
-    Optional attributes: `kernel` (default `Gaussian()`), `prompts` (one per group), `differentiable` (may gradients pass through `predict`
-    and `decode`?). A model never turns gradients off itself.
+    Optional: `kernel` (default `Gaussian()`), `prompts` (one per group), `differentiable` (may gradients pass through `predict` and
+    `decode`?), `preview(x0, group)` (a cheaper `decode` for the clean guesses scored on the way), `flags` (name -> (rows,), what a checker
+    of the model's own said of the rows decoded last), `release()` (called when a run ends), `config` (plain values for the record). A
+    model never turns gradients off itself.
     """
 
     event_shape: tuple[int, ...]
@@ -105,7 +107,7 @@ class Model(Protocol):
         ...
 
     def prior(self, n: int, generator: torch.Generator) -> Tensor:
-        """x_T, (n, *event_shape), from a CPU generator. May also accept `group`."""
+        """x_T, (n, *event_shape), from a CPU generator. May also accept `group` (n,), and `t`, the first time of the grid."""
         ...
 
     def predict(self, x: Tensor, t: Tensor, group: Tensor) -> Prediction:

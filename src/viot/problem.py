@@ -86,6 +86,8 @@ class Evaluate:
     batch_size: int | None = None
     cost: Cost = field(default_factory=Cost)
     _held: list[Tensor] | None = field(default=None, repr=False)
+    _shrunk: bool = field(default=False, repr=False)
+    _told: set[str] = field(default_factory=set, repr=False)
 
     def __call__(
         self, x: Tensor, t: Tensor | float, group: Tensor, score: bool = False, grad: bool = False, step: int = -1
@@ -99,7 +101,9 @@ class Evaluate:
         noise = self._noise(group, step, "reward") if score or grad else None
         joined: Prediction | None = None
         rewards, grads = [], []
-        for part in self._slices(len(x)):
+
+        def one(part: slice) -> None:
+            nonlocal joined
             xs, ts, gs = x[part], times[part], group[part]
             with self._gradients(grad):
                 xs = xs.detach().requires_grad_() if grad else xs
@@ -109,13 +113,15 @@ class Evaluate:
                 if score or grad:
                     guess = self.kernel.guess(xs, prediction)[:, 0]
                     _, scores, _ = self._score_slice(guess, gs, None if noise is None else noise[part], step)
-                    rewards.append(self.sane(scores, _where(step)))
                     if grad:
                         with self.cost.timed("network", x.device):
                             grads.append(self._gradient(scores, xs))
                         self.cost.grad_rows += len(xs)
                         prediction = prediction.map(Tensor.detach)
+                    rewards.append(self.sane(scores, _where(step)))
             joined = _put(joined, prediction, part, len(x))
+
+        self._sliced(len(x), one)
         assert joined is not None
         return joined, torch.cat(rewards) if rewards else None, torch.cat(grads) if grads else None
 
@@ -124,13 +130,16 @@ class Evaluate:
         noise = self._noise(group, step, purpose)
         rewards, parts, samples = [], [], []
         faults = self.cost.faults
+
+        def one(part: slice) -> None:
+            decoded, scores, extra = self._score_slice(x0[part], group[part], None if noise is None else noise[part], step)
+            rewards.append(self.sane(scores, _where(step)))
+            parts.append({k: v.cpu().double() for k, v in extra.items()})
+            if keep:
+                samples.append(decoded)
+
         with torch.no_grad():
-            for part in self._slices(len(x0)):
-                decoded, scores, extra = self._score_slice(x0[part], group[part], None if noise is None else noise[part], step)
-                rewards.append(self.sane(scores, _where(step)))
-                parts.append({k: v.cpu().double() for k, v in extra.items()})
-                if keep:
-                    samples.append(decoded)
+            self._sliced(len(x0), one)
         if self.cost.faults - faults == len(x0):
             raise DeadPopulation(
                 f"every particle of every group is dead: the reward {rewarding.name_of(self.reward)} returned NaN or +inf for every one of "
@@ -158,14 +167,39 @@ class Evaluate:
 
     # -- pieces -------------------------------------------------------------------------------------------------------------------
 
-    def _slices(self, n: int) -> list[slice]:
-        size = self.batch_size or n
-        return [slice(i, min(i + size, n)) for i in range(0, n, size)]
+    def _sliced(self, n: int, one: Callable[[slice], None]) -> None:
+        """Call `one` on slices of `batch_size` of n rows; on half of that from then on, when the accelerator's memory is too small."""
+        begin = 0
+        while begin < n:
+            size = min(self.batch_size or n, n - begin)
+            before = dataclasses.replace(self.cost)
+            try:
+                one(slice(begin, begin + size))
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                # What the failed slice had counted must not count twice; its time was spent all the same.
+                for name in ("nfe", "grad_rows", "decode_rows", "reward_rows"):
+                    setattr(self.cost, name, getattr(before, name))
+                if not self._shrunk:
+                    warnings.warn(
+                        f"the accelerator's memory is too small for {size} rows at a time; going on with {size // 2}, and fewer if need be. "
+                        f"The draws stay the same. Say batch_size={size // 2} to spare the attempt.",
+                        SteeringWarning,
+                        stacklevel=2,
+                    )
+                self._shrunk, self.batch_size = True, size // 2
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                continue
+            begin += size
 
     def _score_slice(self, x0: Tensor, group: Tensor, noise: Tensor | None, step: int) -> tuple[Any, Tensor, dict[str, Tensor]]:
         n = len(x0)
+        # Guesses on the way may be shown by a cheaper decoder; finished samples never are.
+        decode = self.model.decode if step < 0 else getattr(self.model, "preview", self.model.decode)
         with self.cost.timed("decode", x0.device):
-            samples = self.model.decode(x0, group.to(x0.device))
+            samples = decode(x0, group.to(x0.device))
         if (
             not (isinstance(samples, Tensor) or (isinstance(samples, list) and all(isinstance(s, str) for s in samples)))
             or len(samples) != n
@@ -187,7 +221,21 @@ class Evaluate:
                 error.add_note(f"(raised while the reward {rewarding.name_of(self.reward)} scored {n} of the {_where(step)})")
                 raise
         self.cost.reward_rows += n
-        return samples, scores, parts
+        return samples, scores, parts | (self._flags(n) if step < 0 else {})
+
+    def _flags(self, n: int) -> dict[str, Tensor]:
+        """What the model's own checker said of the n rows decoded last, told once."""
+        flags = {name: flag.cpu() for name, flag in (getattr(self.model, "flags", None) or {}).items() if len(flag) == n}
+        for name, flag in flags.items():
+            if bool(flag.any()) and name not in self._told:
+                self._told.add(name)
+                warnings.warn(
+                    f"the pipeline's own checker flagged finished samples as {name}, and shows something else in their place (black, mostly), "
+                    f"which was scored like any other sample. `population.parts[{name!r}]` says which.",
+                    SteeringWarning,
+                    stacklevel=2,
+                )
+        return flags
 
     def _noise(self, group: Tensor, step: int, purpose: str) -> Tensor | None:
         if "noise" not in rewarding.asks_for(self.reward):
@@ -352,9 +400,11 @@ class Problem:
         """x_T (G, K, *event_shape), each group from its own stream."""
         model = self.evaluate.model
         draw = self.draw(-1, "prior")
+        # Where a run starts may depend on the prompt, and on how noisy its first state is (image to image).
+        first = {"t": self.grid.times[0]} if rewarding.takes(model.prior, "t") else {}
         asks = rewarding.takes(model.prior, "group")
         pieces = [
-            model.prior(self.K, generator, **({"group": torch.full((self.K,), g)} if asks else {}))
+            model.prior(self.K, generator, **first, **({"group": torch.full((self.K,), g)} if asks else {}))
             for g, generator in zip(self.groups, draw.generators, strict=True)
         ]
         expected = (self.K, *model.event_shape)

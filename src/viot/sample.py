@@ -48,7 +48,8 @@ def sample(
 ) -> Population:
     """Draw a population from π(x₀) ∝ p(x₀) · exp(λ r(x₀)), p being the frozen model.
 
-    model       a Model, a pixel-space diffusers pipeline, or a name ("digits", "org/checkpoint")
+    model       a Model, a diffusers pipeline that needs no prompt (others: viot.from_pipeline(pipe, prompt=…)), or a name ("digits",
+                "org/checkpoint")
     reward      callable(samples) -> (n,), a Reward, or a name ("digit:7", "jpeg")
     method      a Method instance or its name
     particles   K, particles per group: together with `steps` the budget of K·T network rows per group. Where `budget` is given, or a particle
@@ -93,11 +94,15 @@ class Run:
             yield state
             return
         before, tick = cost.total_seconds, time.perf_counter()
-        for reached in self.method.run(self.problem, state):
-            # Time that the caller spends between the states is not the run's.
-            before += time.perf_counter() - tick
-            yield reached.but(cost={**reached.cost, "total_seconds": before})
-            tick = time.perf_counter()
+        try:
+            for reached in self.method.run(self.problem, state):
+                # Time that the caller spends between the states is not the run's.
+                before += time.perf_counter() - tick
+                yield reached.but(cost={**reached.cost, "total_seconds": before})
+                tick = time.perf_counter()
+        finally:
+            # What a model holds on the accelerator while it runs, it may let go of now, however the run ended.
+            getattr(self.problem.evaluate.model, "release", lambda: None)()
 
     def population(self, state: State) -> Population:
         """The answer, from the run's final state."""

@@ -146,7 +146,9 @@ def _check_grid(model: Any, steps: int) -> None:
 
 
 def _prior(model: Any, n: int, seed: int) -> Tensor:
-    asks = {"group": torch.zeros(n, dtype=torch.long)} if rewarding.takes(model.prior, "group") else {}
+    asks: dict[str, Any] = {"group": torch.zeros(n, dtype=torch.long)} if rewarding.takes(model.prior, "group") else {}
+    if rewarding.takes(model.prior, "t"):
+        asks["t"] = model.grid(4).times[0]
     return model.prior(n, torch.Generator().manual_seed(seed), **asks)
 
 

@@ -38,35 +38,80 @@ def _mixture() -> Any:
     return GaussianMixture(4 * torch.stack([angle.cos(), angle.sin()], 1), 0.3**2)
 
 
-def load(name: str, **settings: Any) -> Any:
-    """A model by name: an embedded one (`viot list` shows them), or "org/checkpoint" or a folder holding a pixel-space diffusers model.
+@models.add(
+    "captions",
+    "pictures of one or two coloured digits from a caption: a small Stable Diffusion pipeline that comes with the package",
+    cost="4 ms per image on two cores",
+    licence="Apache-2.0, trained on MNIST",
+)
+def _captions(**settings: Any) -> Any:
+    from .captions import load
 
-    `settings` go to the model: for UNets device, compile, autocast, revision.
+    return load(**settings)
+
+
+def load(name: str, **settings: Any) -> Any:
+    """A model by name: an embedded one (`viot list` shows them), or "org/checkpoint" or a folder holding a diffusers pipeline.
+
+    `settings` go to the model: device, dtype, revision and variant for all that is loaded; compile and autocast for pixel-space UNets; the
+    keywords of the pipeline's own call (prompt, guidance_scale, …) for every other pipeline.
     """
     if name in models:
         return models[name].make(**settings)
     if "/" in name or name.startswith("."):
-        from .unet import UNet
+        from .hub import from_pretrained
 
-        return UNet.from_pretrained(name, **settings)
+        return from_pretrained(name, **settings)
     raise unknown("model", name, models)
 
 
+def from_pipeline(pipe: Any, *, tiny_vae: Any = None, **call_kwargs: Any) -> Any:
+    """A diffusers pipeline as a Model, to be steered as it is: unmodified, and as before after every call.
+
+    pipe         any diffusers pipeline whose loop moves one Gaussian state: Stable Diffusion 1.5 to 3, SDXL, Flux, PixArt, Sana, Wan,
+                 latent consistency models, their image-to-image, inpainting, ControlNet and IP-Adapter kin, DDPM, DDIM, DiT, …
+    tiny_vae     a small decoder (diffusers' AutoencoderTiny) for the clean guesses scored on the way; finished samples go through the
+                 pipeline's own
+    call_kwargs  the keywords of the pipeline's own call: prompt (one, or a list of P for P groups), negative_prompt, guidance_scale,
+                 height, width, image, … A list of P entries gives each prompt its own. Steps, seeds and counts are arguments of
+                 `viot.sample`
+
+    Make it after adapters (LoRA, IP-Adapter) are loaded: prompts are encoded here, once. Its `kernel` may be exchanged:
+    `model.kernel = viot.kernel.FlowSDE()`. TypeError says why a pipeline can't be steered, ValueError which keyword is wrong: both before
+    any work.
+    """
+    from .steerable import check_call, why_not
+
+    if reason := why_not(pipe):
+        raise TypeError(f"{type(pipe).__name__} can't be steered: {reason}")
+    check_call(pipe, call_kwargs)
+    kind = type(pipe).__name__
+    if kind in ("DDPMPipeline", "DDIMPipeline"):
+        from .unet import UNet
+
+        return UNet(pipe.unet, pipe.scheduler)
+    if kind == "DiTPipeline":
+        from .dit import DiT
+
+        return DiT(pipe, **call_kwargs)
+    from .diffusers import Pipeline
+
+    return Pipeline(pipe, tiny_vae=tiny_vae, **call_kwargs)
+
+
 def as_model(model: Any) -> Any:
-    """A Model from a name, a Model, or a pixel-space diffusers pipeline."""
+    """A Model from a name, a Model, or a diffusers pipeline that needs no prompt."""
     if isinstance(model, str):
         return load(model)
     missing = [name for name in ("event_shape", "dtype", "device", "grid", "prior", "predict", "decode") if not hasattr(model, name)]
     if not missing:
         return model
-    if set(getattr(model, "components", ())) == {"unet", "scheduler"}:
-        from .unet import UNet
-
-        return UNet(model.unet, model.scheduler)
+    if hasattr(model, "components") and hasattr(model, "scheduler"):
+        return from_pipeline(model)
     raise TypeError(
         f"{type(model).__name__} is not a model: it lacks {', '.join(missing)}. Give a name ({', '.join(models)}, or org/checkpoint), a "
-        f"pixel-space diffusers pipeline, or an object with the members of viot.Model."
+        f"diffusers pipeline, or an object with the members of viot.Model."
     )
 
 
-__all__ = ["as_model", "load", "models"]
+__all__ = ["as_model", "from_pipeline", "load", "models"]

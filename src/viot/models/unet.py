@@ -14,23 +14,29 @@ from torch import Tensor
 
 from ..model import Grid, Prediction
 from ..optional import need
+from .levels import levels_of
 
 
-def digest(network: torch.nn.Module) -> str:
-    """A short name of a network's weights, from the shape, sum and first values of each: retrained weights are another model."""
+def digest(network: torch.nn.Module, sums: bool = True) -> str:
+    """A short name of a network's weights, from the shape, first values and (unless it is large) sum of each: retrained is another model."""
     name = hashlib.blake2b(digest_size=6)
     for key, value in network.state_dict().items():
-        some = value.flatten()[:8].cpu().double().tolist()
-        name.update(repr((key, tuple(value.shape), some, round(float(value.float().sum()), 3))).encode())
+        some = [] if value.is_meta else value.flatten()[:8].cpu().double().tolist()
+        name.update(repr((key, tuple(value.shape), some, round(float(value.float().sum()), 3) if sums else None)).encode())
     return name.hexdigest()
+
+
+def tensor_digest(value: Tensor) -> str:
+    """A short name of a tensor: its shape and a hash of its values."""
+    return f"{tuple(value.shape)} {hashlib.blake2b(value.detach().cpu().float().numpy().tobytes(), digest_size=6).hexdigest()}"
 
 
 class UNet:
     """A pixel-space diffusion model: x_t (C, H, W) in [−1, 1], samples float32 in [0, 1].
 
     unet        a diffusers UNet2DModel
-    scheduler   a diffusers scheduler with `alphas_cumprod`: its betas, spacing, prediction type and clipping are used, its `step` is not;
-                nor is its variance: η = 1 is DDPM's "fixed_small", whatever `variance_type` says
+    scheduler   a diffusers scheduler: its noise levels, spacing, prediction type and clipping are used, its `step` is not; nor is its
+                variance: η = 1 is DDPM's "fixed_small", whatever `variance_type` says
     patch       the network works on patch×patch pixel-unshuffled input: the same diffusion in other coordinates
     compile     torch.compile the network: faster after about a minute
     autocast    run the network in this dtype (torch.bfloat16); the chain stays float32
@@ -39,33 +45,18 @@ class UNet:
     differentiable = True
 
     def __init__(self, unet: Any, scheduler: Any, *, patch: int = 1, compile: bool = False, autocast: torch.dtype | None = None) -> None:
-        if not hasattr(scheduler, "alphas_cumprod"):
-            raise TypeError(f"{type(scheduler).__name__} has no alphas_cumprod; UNet takes DDPM- and DDIM-type schedulers")
-        if float(getattr(scheduler, "init_noise_sigma", 1.0)) != 1.0:
-            raise TypeError(
-                f"{type(scheduler).__name__} scales its states by σ; give DDIMScheduler.from_config(pipe.scheduler.config), which walks the same "
-                f"noise levels with states of unit variance"
-            )
         if getattr(unet.config, "sample_size", None) is None:
             raise ValueError("this UNet's config has no sample_size, so the size of its images is unknown; set unet.config.sample_size")
-        self.prediction_type = scheduler.config.get("prediction_type", "epsilon")
-        if self.prediction_type not in ("epsilon", "v_prediction", "sample"):
-            raise ValueError(f"unknown prediction type {self.prediction_type!r} of {type(scheduler).__name__}")
-        if scheduler.config.get("thresholding"):
-            raise ValueError("dynamic thresholding depends on the whole batch of one image and is not supported; set thresholding=False")
-        learned = str(scheduler.config.get("variance_type", "")).startswith("learned")
+        self.levels = levels_of(scheduler)
         size = unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         channels = unet.config.in_channels
         self.unet = unet.eval()
         self.network = torch.compile(self.unet) if compile else self.unet
         self.scheduler = copy.deepcopy(scheduler)
-        self.patch, self.autocast, self.learned_variance = patch, autocast, learned
+        self.patch, self.autocast = patch, autocast
         self.event_shape = (channels // patch**2, height * patch, width * patch)
         self.dtype = torch.float32
-        # DDIM-type schedulers clip x0 and keep the network's ε; DDPM-type ones derive the step from the clipped x0 alone.
-        self.keeps_eps = "DDPM" not in type(scheduler).__name__ and not scheduler.config.get("use_clipped_model_output", False)
-        self.clip = scheduler.config.get("clip_sample_range", 1.0) if scheduler.config.get("clip_sample", False) else None
         told = {k: v for k, v in dict(scheduler.config).items() if not k.startswith("_")}
         self.config = {"scheduler": {"type": type(scheduler).__name__, **told}, "patch": patch, "weights": digest(unet)}
         self.config |= {"autocast": None if autocast is None else str(autocast), "compile": compile}
@@ -108,35 +99,20 @@ class UNet:
 
     def grid(self, steps: int) -> Grid:
         self.scheduler.set_timesteps(steps)
-        times = self.scheduler.timesteps
-        abar = self.scheduler.alphas_cumprod.double()
-        final = float(getattr(self.scheduler, "final_alpha_cumprod", 1.0))
-        levels = torch.cat([abar[times.long().cpu()], torch.tensor([final], dtype=torch.float64)])
-        return Grid(times, levels.sqrt(), (1 - levels).sqrt())
+        return self.levels.grid(self.scheduler, self.scheduler.timesteps)
 
     def prior(self, n: int, generator: torch.Generator) -> Tensor:
         return torch.randn(n, *self.event_shape, generator=generator)
 
     def predict(self, x: Tensor, t: Tensor, group: Tensor) -> Prediction:
-        inputs = F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x
+        inputs = self.levels.scaled(x, t)
+        inputs = F.pixel_unshuffle(inputs, self.patch) if self.patch > 1 else inputs
         cast = torch.autocast(x.device.type, self.autocast) if self.autocast is not None else contextlib.nullcontext()
         with cast:
             out = self.network(inputs.to(self.unet.dtype), t).sample
-        out = out.to(x.dtype)
-        if self.learned_variance:
-            out = out[:, : inputs.shape[1]]
-        out = F.pixel_shuffle(out, self.patch) if self.patch > 1 else out
-        abar = self.scheduler.alphas_cumprod[t.long().cpu()].double()
-        a, s = (level.to(x.dtype).to(x.device).view(-1, 1, 1, 1) for level in (abar.sqrt(), (1 - abar).sqrt()))
-        if self.prediction_type == "epsilon":
-            x0, eps = (x - s * out) / a, out
-        elif self.prediction_type == "v_prediction":
-            x0, eps = a * x - s * out, a * out + s * x
-        else:
-            x0, eps = out, (x - a * out) / s
-        if self.clip is None:
-            return Prediction(x0, eps)
-        return Prediction(x0.clamp(-self.clip, self.clip), eps if self.keeps_eps else None)
+        # Channels beyond the input's are a learned variance.
+        out = out[:, : inputs.shape[1]]
+        return self.levels.read(x, F.pixel_shuffle(out, self.patch) if self.patch > 1 else out, t)
 
     def decode(self, x0: Tensor, group: Tensor) -> Tensor:
         return (x0 / 2 + 0.5).clamp(0, 1).float()

@@ -1,0 +1,34 @@
+"""The embedded text-to-image model: a small Stable Diffusion pipeline of captioned digits, trained by `recipes/captions.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...optional import need
+
+FOLDER = Path(__file__).parent
+
+#: What is drawn if nothing else is asked for.
+PROMPTS = ("two sevens", "a thick red three above a blue one", "a green eight left of a yellow two", "a thin white five")
+
+
+def load(
+    *, prompt: str | list[str] | None = None, device: str | torch.device = "cpu", dtype: torch.dtype | str | None = None, **call: Any
+) -> Any:
+    """The captions model. `prompt` is one caption or a list of them (`viot.rewards.captions.grammar` says which there are); the other
+    keywords are those of diffusers' StableDiffusionPipeline. Its guidance is 3 unless said otherwise."""
+    need("transformers", "captions")
+    diffusers = need("diffusers", "captions")
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(
+        FOLDER, torch_dtype=dtype or torch.float32, safety_checker=None, low_cpu_mem_usage=False
+    )
+    from ..diffusers import Pipeline
+
+    prompts = list(PROMPTS) if prompt is None else prompt
+    model = Pipeline(pipe.to(device), prompt=prompts, **{"guidance_scale": 3.0, **call})
+    model.config["name"] = "captions"
+    return model

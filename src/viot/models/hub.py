@@ -1,0 +1,71 @@
+"""Pretrained pipelines by name: a hub repository, or a folder in diffusers' layout."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..optional import need
+
+
+def from_pretrained(
+    name: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+    **settings: Any,
+) -> Any:
+    """The Model of a checkpoint. A pipeline of unet and scheduler alone is a pixel-space UNet; any other goes through `from_pipeline`.
+
+    dtype       of the network (torch.bfloat16, "float16", …); states stay float32
+    variant     of the weight files, for example "fp16"
+    settings    those of `UNet.from_pretrained`, or the keywords of the pipeline's own call (prompt, guidance_scale, …)
+
+    FileNotFoundError if the checkpoint can't be had, with what to try.
+    """
+    diffusers = need("diffusers", "diffusers")
+    hub = {key: value for key, value in (("revision", revision), ("variant", variant)) if value is not None}
+    try:
+        parts = {k for k in diffusers.DiffusionPipeline.load_config(str(name), **_only(hub, "revision")) if not k.startswith("_")}
+    except (OSError, ValueError) as error:
+        # No pipeline there: a bare network, perhaps.
+        if set(settings) - {"patch", "compile", "autocast"}:
+            raise _missing(name, error) from error
+        parts = {"unet", "scheduler"}
+    if parts == {"unet", "scheduler"}:
+        from .unet import UNet
+
+        return UNet.from_pretrained(name, device=device or "cpu", **_only(hub, "revision"), **settings)
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    try:
+        pipe = diffusers.DiffusionPipeline.from_pretrained(str(name), torch_dtype=dtype or torch.float32, **hub)
+    except (OSError, ValueError) as error:
+        raise _missing(name, error) from error
+    model = _made(pipe if device is None else pipe.to(device), settings)
+    with contextlib.suppress(AttributeError):
+        model.config |= {"name": str(name), **hub, "dtype": str(dtype or torch.float32)}
+    return model
+
+
+def _made(pipe: Any, settings: dict[str, Any]) -> Any:
+    from . import from_pipeline
+
+    return from_pipeline(pipe, **settings)
+
+
+def _only(hub: dict[str, str], *keys: str) -> dict[str, str]:
+    return {key: value for key, value in hub.items() if key in keys}
+
+
+def _missing(name: str | Path, error: Exception) -> FileNotFoundError:
+    """A sentence in the place of somebody else's long message."""
+    said = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160]}"
+    return FileNotFoundError(
+        f"{str(name)!r} can't be loaded ({said}). Is the name right, the licence accepted (gated models need `hf auth login`), and the "
+        f"machine online? Offline, download it elsewhere (`hf download {name}`), and give the folder, or set HF_HOME."
+    )

@@ -1,0 +1,105 @@
+"""Which diffusers pipelines can be steered, told by their signatures, and which keywords of theirs make no sense here."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from typing import Any
+
+from . import levels
+
+#: Pipelines without `latents=` that have an adapter of their own, or that the UNet adapter takes.
+DIRECT = ("DDPMPipeline", "DDIMPipeline", "DiTPipeline")
+
+#: What `viot.sample` decides, or what would be lost when its loop takes over.
+NOT_HERE = {
+    "num_inference_steps": "say steps= to viot.sample",
+    "generator": "say seed= to viot.sample: every group has its own stream",
+    "latents": "states are the library's",
+    "num_images_per_prompt": "say particles= to viot.sample",
+    "num_videos_per_prompt": "say particles= to viot.sample",
+    "batch_size": "say batch_size= to viot.sample",
+    "output_type": "samples come as tensors, and .pil() makes pictures of them",
+    "return_dict": "the answer is a Population",
+    "eta": "η is a setting of the method: eta= of fkd or vasr, eta_base= of fvd",
+    "timesteps": "the times are those of the pipeline's own scheduler; exchange or configure pipe.scheduler",
+    "sigmas": "the noise levels are those of the pipeline's own scheduler; exchange or configure pipe.scheduler",
+    "callback_on_step_end": "there is no loop of the pipeline's to call back from; iterate viot.prepare(...).states()",
+    "callback": "there is no loop of the pipeline's to call back from; iterate viot.prepare(...).states()",
+}
+
+#: Keywords that make the network's answer depend on how far the pipeline's own loop is, and the value at which they don't.
+BY_PROGRESS = {
+    "control_guidance_start": 0.0,
+    "control_guidance_end": 1.0,
+    "denoising_start": None,
+    "denoising_end": None,
+    "skip_guidance_layers": None,
+    "pag_adaptive_scale": 0.0,
+    "cfg_truncation": 1.0,
+}
+
+
+def why_not(pipe: Any) -> str | None:
+    """The reason why a pipeline (or, by signature alone, a pipeline's class) can't be steered, or None."""
+    kind = pipe if isinstance(pipe, type) else type(pipe)
+    made = inspect.signature(kind.__init__).parameters
+    call = inspect.signature(kind.__call__).parameters
+    schedulers = [name for name in made if "scheduler" in name]
+    if not schedulers:
+        return "it has no scheduler: it does not denoise step by step"
+    if len(schedulers) > 1 or any("prior_" in name or "decoder_" in name for name in made):
+        return f"it chains several diffusions ({', '.join(made)}); steer the pipelines it is made of, one by one"
+    if states := [name for name in call if name.endswith("latents") and name.startswith(("audio", "action", "sound"))]:
+        return f"it denoises a second state beside the first ({', '.join(states)})"
+    chunked = ("ar_step", "overlap_history", "num_latent_frames_per_chunk", "latent_window_size", "history_sizes", "block_length")
+    if chunks := [name for name in call if name in chunked]:
+        return f"it makes its sample piece by piece, each from the one before ({', '.join(chunks)}); there is no one state to steer"
+    annotation = made[schedulers[0]].annotation
+    if isinstance(annotation, type) and (reason := levels.why_not(annotation)):
+        return reason
+    if not isinstance(pipe, type):
+        if reason := levels.why_not(pipe.scheduler):
+            return reason
+        if reason := _cached(pipe):
+            return reason
+    if kind.__name__ in DIRECT:
+        return None
+    if "output_type" not in call or "num_inference_steps" not in call:
+        return "its call has no num_inference_steps or no output_type; it can't be used as a function of its scheduler"
+    prepares = getattr(kind, "prepare_latents", None)
+    if "latents" not in call and not ("strength" in call and prepares is not None):
+        return "its call takes no latents, so no state can be given to it; write a Model around its network (30 lines, see viot.Model)"
+    return None
+
+
+def _cached(pipe: Any) -> str | None:
+    """Caches between calls mix up particles: what is remembered of one step would be used for others."""
+    for name, part in pipe.components.items():
+        hooks = getattr(getattr(part, "_diffusers_hook", None), "hooks", {})
+        found = [str(key) for key, hook in hooks.items() if getattr(hook, "_is_stateful", False)]
+        if getattr(part, "is_cache_enabled", False) or found:
+            return (
+                f"its {name} keeps a cache from one call to the next ({', '.join(found) or 'enable_cache'}), which would be used for "
+                f"other particles; call pipe.{name}.disable_cache() first"
+            )
+    return None
+
+
+def check_call(pipe: Any, call: dict[str, Any]) -> None:
+    """ValueError for keywords that the pipeline does not have, that belong elsewhere, or that depend on a loop which isn't run."""
+    takes = inspect.signature(type(pipe).__call__).parameters
+    for name, value in call.items():
+        if name in NOT_HERE:
+            raise ValueError(f"{name}= is not given here: {NOT_HERE[name]}")
+        if name not in takes:
+            near = difflib.get_close_matches(name, takes, 1)
+            raise ValueError(f"{type(pipe).__name__} has no keyword {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        if name in BY_PROGRESS and value is not None and value != BY_PROGRESS[name]:
+            raise ValueError(
+                f"{name}={value!r} depends on how far the pipeline's own loop is, which is not run here; leave it out, or write a Model "
+                f"that does it by the time t"
+            )
+    text = "prompt" in takes and "prompt_embeds" in takes
+    if text and call.get("prompt") is None and call.get("prompt_embeds") is None:
+        raise ValueError(f'{type(pipe).__name__} needs a prompt: viot.from_pipeline(pipe, prompt="…"), or a list of them')

@@ -1,0 +1,45 @@
+"""The two networks that read a picture of the `captions` model: the reward's reader, and a judge that nobody steers by."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .grammar import COLOURS, DIGITS, LAYOUTS, STROKES
+
+SIZE = 48
+#: The layout, and for each of the two places a digit, a colour and a stroke.
+HEADS = {"layout": len(LAYOUTS)} | {
+    f"{what}{place}": n for place in (0, 1) for what, n in (("digit", len(DIGITS)), ("colour", len(COLOURS)), ("stroke", len(STROKES)))
+}
+
+
+class Reader(nn.Module):
+    """Images (n, 3, 48, 48) in [0, 1] -> log-probabilities of every head of `HEADS`, each (n, choices)."""
+
+    def __init__(self, *widths: int, pooled: bool) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        before = 3
+        for width in widths:
+            layers += [nn.Conv2d(before, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)]
+            before = width
+        side = SIZE >> len(widths)
+        squeeze: nn.Module = nn.AdaptiveAvgPool2d(3) if pooled else nn.Conv2d(before, 32, 1)
+        features = before * 9 if pooled else 32 * side * side
+        self.body = nn.Sequential(*layers, squeeze, nn.Flatten(), nn.ReLU())
+        self.head = nn.Linear(features, sum(HEADS.values()))
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        out = self.head(self.body(images * 2 - 1)).split(list(HEADS.values()), 1)
+        return {name: torch.log_softmax(logits, 1) for name, logits in zip(HEADS, out, strict=True)}
+
+
+def reader() -> Reader:
+    """The reward's network: four layers, then everything it saw, place by place."""
+    return Reader(16, 32, 48, 64, pooled=False)
+
+
+def judge() -> Reader:
+    """Wider, shallower and pooled, and trained on deformed and noisy pictures."""
+    return Reader(32, 48, 96, pooled=True)
