@@ -12,52 +12,19 @@ import pytest
 import torch
 from helpers import quiet
 from PIL import Image
+from tiny import EMBEDS, FAMILIES, PICTURE
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 import diffusers
 import tiny
+
 import viot
 from viot.kernel import FlowSDE
 from viot.models.levels import levels_of
 from viot.testing import check_model
 
-PICTURE = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-MASK = torch.zeros(1, 1, 16, 16).index_fill_(3, torch.arange(8), 1.0)
-EMBEDS = {
-    name: torch.randn(1, 7, 32, generator=torch.Generator().manual_seed(seed))
-    for seed, name in enumerate(("prompt_embeds", "negative_prompt_embeds"))
-}
-
-#: family -> (pipeline, its keywords, what shape its samples have)
-FAMILIES = {
-    "sd": (tiny.sd, {"prompt": "a red cat", "guidance_scale": 5.0}, (3, 16, 16)),
-    "sd-euler": (lambda: tiny.sd(diffusers.EulerDiscreteScheduler(**tiny.LDM)), {"prompt": "a red cat"}, (3, 16, 16)),
-    "sd-karras": (
-        lambda: tiny.sd(diffusers.DPMSolverMultistepScheduler(**tiny.LDM, use_karras_sigmas=True)),
-        {"prompt": "a red cat"},
-        (3, 16, 16),
-    ),
-    "sd-pndm": (
-        lambda: tiny.sd(diffusers.PNDMScheduler(**tiny.LDM, skip_prk_steps=True, steps_offset=1)),
-        {"prompt": "a cat", "negative_prompt": "dark"},
-        (3, 16, 16),
-    ),
-    "sdxl": (tiny.sdxl, {"prompt": "a red cat", "height": 16, "width": 16}, (3, 16, 16)),
-    "sd3": (tiny.sd3, {"prompt": "a red cat", "height": 16, "width": 16}, (3, 16, 16)),
-    "flux": (tiny.flux, {"prompt": "a red cat", "height": 8, "width": 8, "guidance_scale": 3.5}, (3, 8, 8)),
-    "pixart": (tiny.pixart, {"prompt": "a red cat", "height": 16, "width": 16, "use_resolution_binning": False}, (3, 16, 16)),
-    "wan": (tiny.wan, {**EMBEDS, "height": 16, "width": 16, "num_frames": 5}, (5, 3, 16, 16)),
-    "lcm": (tiny.lcm, {"prompt": "a red cat"}, (3, 16, 16)),
-    "img2img": (tiny.img2img, {"prompt": "a red cat", "image": PICTURE, "strength": 0.6}, (3, 16, 16)),
-    "inpaint": (tiny.inpaint, {"prompt": "a red cat", "image": PICTURE, "mask_image": MASK, "height": 16, "width": 16}, (3, 16, 16)),
-    "controlnet": (tiny.controlnet, {"prompt": "a red cat", "image": PICTURE}, (3, 16, 16)),
-    "ddpm": (tiny.ddpm, {}, (3, 8, 8)),
-    "ddim": (tiny.ddim, {}, (3, 8, 8)),
-    "consistency": (tiny.consistency, {}, (3, 8, 8)),
-    "dit": (tiny.dit, {"class_labels": [1]}, (3, 16, 16)),
-}
 #: Those whose pipelines are called, not the network directly.
 CALLED = [name for name in FAMILIES if name not in ("ddpm", "ddim", "dit")]
 STEPS = 4
@@ -103,7 +70,11 @@ def record(pipe, call, n=2, steps=STEPS, **more):
 
 def ours(model, x, t):
     """The scheduler's state in the library's scale."""
-    return x / (1 + float(model.levels.native(t[None])[0]) ** 2) ** 0.5 if "Euler" in model.levels.name and "Flow" not in model.levels.name else x
+    return (
+        x / (1 + float(model.levels.native(t[None])[0]) ** 2) ** 0.5
+        if "Euler" in model.levels.name and "Flow" not in model.levels.name
+        else x
+    )
 
 
 # -- the pipeline's own answers -------------------------------------------------------------------------------------------------------
@@ -267,6 +238,7 @@ def test_consistency_models_step_as_their_schedulers(name):
         ("DDPMScheduler", {"clip_sample": True}),
         ("EulerDiscreteScheduler", {"prediction_type": "v_prediction"}),
         ("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
+        ("EulerDiscreteScheduler", {"use_karras_sigmas": True, "timestep_type": "continuous", "prediction_type": "v_prediction"}),
         ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 1}),
         ("UniPCMultistepScheduler", {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}),
         ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
@@ -341,14 +313,10 @@ def test_gradients_reach_the_state(name):
 def test_steering_does_what_it_should(name):
     """Brightness rises with λ, and the best of more particles is better."""
     _, model, _ = family(name)
-    bright = lambda **settings: viot.sample(  # noqa: E731
-        model, "brightness", "vasr", steps=STEPS, groups=4, progress=False, **settings
-    )
+    bright = lambda **settings: viot.sample(model, "brightness", "vasr", steps=STEPS, groups=4, progress=False, **settings)
     with quiet():
         spread = float(viot.sample(model, "brightness", "base", steps=STEPS, particles=8, groups=4, progress=False).rewards.std())
-        weak, strong = (
-            bright(particles=8, lam=lam / spread).rewards.mean() for lam in (0.0, 3.0)
-        )
+        weak, strong = (bright(particles=8, lam=lam / spread).rewards.mean() for lam in (0.0, 3.0))
         few, many = (bright(particles=k, lam=1 / spread).rewards.amax(1).mean() for k in (2, 12))
     assert strong > weak + 0.3 * spread
     assert many > few
@@ -357,7 +325,11 @@ def test_steering_does_what_it_should(name):
 # -- prompts and groups ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("build", [tiny.sd, tiny.sdxl, tiny.sd3, tiny.flux, tiny.pixart], ids=lambda b: b.__wrapped__.__name__ if hasattr(b, "__wrapped__") else "pipe")
+@pytest.mark.parametrize(
+    "build",
+    [tiny.sd, tiny.sdxl, tiny.sd3, tiny.flux, tiny.pixart],
+    ids=lambda b: b.__wrapped__.__name__ if hasattr(b, "__wrapped__") else "pipe",
+)
 def test_a_prompt_in_a_list_gives_what_it_gives_alone(build):
     size = {"height": 16, "width": 16} if build is not tiny.flux else {"height": 8, "width": 8}
     call = size | ({"use_resolution_binning": False} if build is tiny.pixart else {})
@@ -371,7 +343,10 @@ def test_a_prompt_in_a_list_gives_what_it_gives_alone(build):
         sliced = viot.sample(model, "brightness", "vasr", batch_size=2, **settings)
         single = viot.sample(viot.from_pipeline(build(), prompt=prompts[1], **call), "brightness", "vasr", groups=[1], **settings)
     assert both.samples.shape[:2] == (2, 3)
-    assert torch.equal(both.ancestors[:, 1] if both.ancestors.ndim == 3 else both.roots[1], alone.ancestors[:, 0] if both.ancestors.ndim == 3 else alone.roots[0])
+    assert torch.equal(
+        both.ancestors[:, 1] if both.ancestors.ndim == 3 else both.roots[1],
+        alone.ancestors[:, 0] if both.ancestors.ndim == 3 else alone.roots[0],
+    )
     for other in (alone.samples[0], single.samples[0], sliced.samples[1]):
         assert (both.samples[1] - other).abs().max() < 1e-5
     # The prompt matters: the same noise with the other prompt is another picture.
@@ -424,7 +399,9 @@ def test_prompts_of_unequal_length_go_apart():
     model = viot.from_pipeline(pipe, prompt=prompts)
     with quiet():
         both = viot.sample(model, "brightness", "vasr", particles=3, steps=3, progress=False)
-        alone = viot.sample(viot.from_pipeline(pipe, prompt=prompts[1]), "brightness", "vasr", particles=3, steps=3, groups=[1], progress=False)
+        alone = viot.sample(
+            viot.from_pipeline(pipe, prompt=prompts[1]), "brightness", "vasr", particles=3, steps=3, groups=[1], progress=False
+        )
     assert (both.samples[1] - alone.samples[0]).abs().max() < 1e-5
 
 
@@ -660,7 +637,7 @@ def test_a_prompt_is_asked_for():
 
 
 def test_keywords_that_depend_on_the_pipelines_own_progress():
-    with pytest.raises(ValueError, match="control_guidance_end=0.5 depends on how far"):
+    with pytest.raises(ValueError, match=r"control_guidance_end=0\.5 depends on how far"):
         viot.from_pipeline(tiny.controlnet(), prompt="a cat", image=PICTURE, control_guidance_end=0.5)
 
 
@@ -668,6 +645,27 @@ def test_inpainting_that_pastes_back_is_refused():
     model = viot.from_pipeline(tiny.inpaint(4), **FAMILIES["inpaint"][1])
     with pytest.raises(TypeError, match="changes the state after each step"):
         viot.sample(model, "brightness", particles=2, steps=3, progress=False)
+
+
+@pytest.mark.parametrize("how", ["twice", "before"])
+def test_pipelines_that_are_no_function_of_the_state_are_caught(how):
+    class Odd(diffusers.StableDiffusionPipeline):
+        def prepare_extra_step_kwargs(self, generator, eta):
+            own = self.scheduler.step
+            kind = type(self.scheduler)
+
+            def step(model_output, timestep, sample, **kwargs):
+                if how == "twice":
+                    own(model_output, timestep, sample, **kwargs)
+                return own(model_output, timestep, sample if how == "twice" else sample * 1.5, **kwargs)
+
+            self.scheduler.step = functools.wraps(kind.step)(step)
+            return super().prepare_extra_step_kwargs(generator, eta)
+
+    pipe = tiny.sd()
+    odd = Odd(**pipe.components, requires_safety_checker=False)
+    with pytest.raises(TypeError, match="2 times a step" if how == "twice" else "something else than the state"):
+        viot.sample(viot.from_pipeline(odd, prompt="a cat"), "brightness", particles=2, steps=2, progress=False)
 
 
 def test_caches_between_calls_are_refused():
@@ -688,6 +686,8 @@ def test_caches_between_calls_are_refused():
         ("SkyReelsV2DiffusionForcingPipeline", "piece by piece"),
         ("AmusedPipeline", "moves tokens"),
         ("IFPipeline", "takes no latents"),
+        ("StableDiffusionAttendAndExcitePipeline", "rule of its own"),
+        ("FluxModularPipeline", "take the plain one"),
     ],
 )
 def test_pipelines_that_cannot_be_steered(kind, reason):

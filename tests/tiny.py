@@ -226,3 +226,42 @@ def dit():
         norm_elementwise_affine=False,
     )  # fmt: skip
     return diffusers.DiTPipeline(net, vae(), DDIMScheduler(**LDM), id2label={0: "tench, Tinca tinca", 1: "goldfish"})
+
+
+# -- the families, and how each is called ---------------------------------------------------------------------------------------------
+
+PICTURE = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+MASK = torch.zeros(1, 1, 16, 16).index_fill_(3, torch.arange(8), 1.0)
+EMBEDS = {
+    name: torch.randn(1, 7, 32, generator=torch.Generator().manual_seed(seed))
+    for seed, name in enumerate(("prompt_embeds", "negative_prompt_embeds"))
+}
+
+#: family -> (pipeline, its keywords, what shape its samples have)
+FAMILIES = {
+    "sd": (sd, {"prompt": "a red cat", "guidance_scale": 5.0}, (3, 16, 16)),
+    "sd-euler": (lambda: sd(diffusers.EulerDiscreteScheduler(**LDM)), {"prompt": "a red cat"}, (3, 16, 16)),
+    "sd-karras": (
+        lambda: sd(diffusers.DPMSolverMultistepScheduler(**LDM, use_karras_sigmas=True)),
+        {"prompt": "a red cat"},
+        (3, 16, 16),
+    ),
+    "sd-pndm": (
+        lambda: sd(diffusers.PNDMScheduler(**LDM, skip_prk_steps=True, steps_offset=1)),
+        {"prompt": "a cat", "negative_prompt": "dark"},
+        (3, 16, 16),
+    ),
+    "sdxl": (sdxl, {"prompt": "a red cat", "height": 16, "width": 16}, (3, 16, 16)),
+    "sd3": (sd3, {"prompt": "a red cat", "height": 16, "width": 16}, (3, 16, 16)),
+    "flux": (flux, {"prompt": "a red cat", "height": 8, "width": 8, "guidance_scale": 3.5}, (3, 8, 8)),
+    "pixart": (pixart, {"prompt": "a red cat", "height": 16, "width": 16, "use_resolution_binning": False}, (3, 16, 16)),
+    "wan": (wan, {**EMBEDS, "height": 16, "width": 16, "num_frames": 5}, (5, 3, 16, 16)),
+    "lcm": (lcm, {"prompt": "a red cat"}, (3, 16, 16)),
+    "img2img": (img2img, {"prompt": "a red cat", "image": PICTURE, "strength": 0.6}, (3, 16, 16)),
+    "inpaint": (inpaint, {"prompt": "a red cat", "image": PICTURE, "mask_image": MASK, "height": 16, "width": 16}, (3, 16, 16)),
+    "controlnet": (controlnet, {"prompt": "a red cat", "image": PICTURE}, (3, 16, 16)),
+    "ddpm": (ddpm, {}, (3, 8, 8)),
+    "ddim": (ddim, {}, (3, 8, 8)),
+    "consistency": (consistency, {}, (3, 8, 8)),
+    "dit": (dit, {"class_labels": [1]}, (3, 16, 16)),
+}

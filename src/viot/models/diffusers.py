@@ -178,7 +178,7 @@ class Encoder:
     """A pipeline's `encode_prompt` that encodes every prompt once, by itself, and answers from memory."""
 
     def __init__(self, pipe: Any) -> None:
-        self.pipe, self.encode = pipe, pipe.encode_prompt
+        self.encode = pipe.encode_prompt
         self.signature = inspect.signature(self.encode)
         self.count = next((name for name in self.signature.parameters if name.startswith("num_") and name.endswith("_per_prompt")), None)
         self.known: dict[Any, list[Any]] = {}
@@ -197,7 +197,8 @@ class Encoder:
         if not rows or any(len(v) != rows for v in columns.values()):
             return self.encode(*args, **kwargs)
         rest = {n: v for n, v in rest.items() if n not in columns}
-        about = f"{self.pipe._execution_device} {sorted(rest.items(), key=str)!r}"
+        # The device is among them: a pipeline that has moved encodes anew.
+        about = repr(sorted(rest.items(), key=str))
 
         def encoded(row: tuple[str, ...], times: int = 1) -> list[Any]:
             found = self.encode(**rest, **{name: [text] * times for name, text in zip(columns, row, strict=True)})

@@ -87,9 +87,15 @@ class VariancePreserving(Levels):
         # DDIM-type schedulers clip x0 and keep the network's ε; DDPM-type ones derive the step from the clipped x0 alone.
         self.keeps_eps = "DDPM" not in self.name and not self.config.get("use_clipped_model_output", False)
         self.fresh = self.name == "LCMScheduler"
+        # Stable Video Diffusion tells its network ¼ log σ.
+        self.continuous = self.config.get("timestep_type") == "continuous" and self.type == "v_prediction"
 
     def at(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        t = torch.as_tensor(t).detach().cpu().double().clamp(0, len(self.abar) - 1)
+        t = torch.as_tensor(t).detach().cpu().double()
+        if self.continuous:
+            ratio = (4 * t).exp()
+            return (1 + ratio**2).rsqrt(), ratio * (1 + ratio**2).rsqrt()
+        t = t.clamp(0, len(self.abar) - 1)
         low = t.floor().long()
         if bool((low == t).all()):
             abar = self.abar[low]

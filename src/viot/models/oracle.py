@@ -42,6 +42,7 @@ def _told(kind: type) -> type:
         place: torch.device
         output: Tensor | None
         given: Tensor | None
+        calls: int
 
         # The signatures stay the base class's: pipelines look at them to see what they may pass.
         @functools.wraps(kind.set_timesteps)
@@ -55,7 +56,7 @@ def _told(kind: type) -> type:
 
         @functools.wraps(kind.step)
         def step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-            self.output, self.given = model_output, sample
+            self.output, self.given, self.calls = model_output, sample, self.calls + 1
             # The second is where consistency models look for the clean guess.
             return (sample, sample) if kwargs.get("return_dict") is False else _Step(sample)
 
@@ -119,17 +120,26 @@ class Oracle:
 
     def output(self, x: Tensor, t: Tensor, call: dict[str, Any]) -> Tensor:
         """The guided output of the network at x (rows, …) and one time t. Gradients pass if they are on."""
-        scheduler = self._told(t)
+        scheduler = self._told(t, x.device)
         ends = self._run(scheduler, {**call, "output_type": "latent" if self.gives_latents else "pt"}, latents=x)[0]
-        if scheduler.output is None:
-            raise RuntimeError(f"{self.name} took no step at the time {float(t)}; it can't be used as a function")
-        given = scheduler.given
-        if self.gives_latents and isinstance(ends, Tensor) and ends.shape == given.shape and not torch.equal(ends, given.to(ends.dtype)):
-            raise TypeError(
-                f"{self.name} changes the state after each step (as inpainting does without a network of its own: it pastes the known part "
-                f"back in), which would be lost here. Use a checkpoint whose network takes the mask (9 channels)."
-            )
+        self._check(scheduler, x, ends)
         return scheduler.output
+
+    def _check(self, scheduler: Any, x: Tensor, ends: Any) -> None:
+        """Is this pipeline a function of the state? What its loop does beside predicting would be lost, and another law sampled in silence."""
+        given = scheduler.given
+        if scheduler.calls != 1:
+            what = f"calls its scheduler {scheduler.calls} times a step"
+        elif given.shape != x.shape or not torch.equal(given.detach().to(x.dtype), x.detach()):
+            what = "hands its scheduler something else than the state it was given (a part of it, or one that it changed before)"
+        elif self.gives_latents and isinstance(ends, Tensor) and ends.shape == given.shape and not torch.equal(ends, given.to(ends.dtype)):
+            what = (
+                "changes the state after each step (as inpainting does without a network of its own: it pastes the known part back in; "
+                "a checkpoint whose network takes the mask, with 9 channels, has no need to)"
+            )
+        else:
+            return
+        raise TypeError(f"{self.name} {what}, so its loop can't be taken over. Write a Model around its network (see viot.Model).")
 
     def start(self, t: Tensor | None, call: dict[str, Any]) -> Tensor:
         """x at the first time t, in the pipeline's own shape and packing, from the call's generator."""
@@ -155,10 +165,10 @@ class Oracle:
         """What the pipeline makes of clean latents: its own outputs, the picture first. `lent` components stand in for its own."""
         call = {**call, "output_type": "pt"}
         if self.gives_latents or self.from_image:
-            return self._run(self._told(None), call, latents=x0, **lent)
+            return self._run(self._told(None, x0.device), call, latents=x0, **lent)
         # A step that costs nothing: the network is out, and the state stays.
         idle = {name: _Idle(net) for name in ("unet", "transformer") if (net := getattr(self.pipe, name, None)) is not None}
-        return self._run(self._told(self.pipe.scheduler.timesteps[-1:]), call, latents=x0, **idle, **lent)
+        return self._run(self._told(self.pipe.scheduler.timesteps[-1:], x0.device), call, latents=x0, **idle, **lent)
 
     def times(self, steps: int, call: dict[str, Any]) -> tuple[Any, Tensor]:
         """The pipeline's scheduler with its times set for `steps` network calls, and the times it would visit."""
@@ -181,11 +191,12 @@ class Oracle:
 
     # -- pieces -------------------------------------------------------------------------------------------------------------------
 
-    def _told(self, t: Tensor | None) -> Any:
+    def _told(self, t: Tensor | None, place: torch.device | None = None) -> Any:
         scheduler = copy.copy(self.pipe.scheduler)
         scheduler.__class__ = _told(type(self.pipe.scheduler))
-        scheduler.levels, scheduler.query, scheduler.output = self.levels, t, None
-        scheduler.place = self.pipe._execution_device
+        scheduler.levels, scheduler.query, scheduler.output, scheduler.calls = self.levels, t, None, 0
+        # Asking a pipeline for its device takes longer than anything else here.
+        scheduler.place = self.pipe._execution_device if place is None else place
         # States here have the scale of x_t = α x0 + σ ε, whatever the scheduler's is.
         scheduler.init_noise_sigma = 1.0
         return scheduler

@@ -11,6 +11,23 @@ from . import levels
 #: Pipelines without `latents=` that have an adapter of their own, or that the UNet adapter takes.
 DIRECT = ("DDPMPipeline", "DDIMPipeline", "DiTPipeline")
 
+#: What no signature tells, from their sources.
+BY_NAME = {
+    "its network is told how far the next step goes, so it predicts no clean guess": ("AnyFlowPipeline",),
+    "it makes its sample piece by piece, each from the one before": (
+        "AnyFlowFARPipeline", "WanAnimatePipeline", "LTXI2VLongMultiPromptPipeline", "Cosmos2_5_TransferPipeline",
+        "TextToVideoZeroPipeline", "TextToVideoZeroSDXLPipeline",
+    ),
+    "it steps in overlapping windows, or at several times at once": ("StableDiffusionPanoramaPipeline", "StableDiffusionParadigmsPipeline"),
+    "it changes the state between two steps by a rule of its own": (
+        "StableDiffusionAttendAndExcitePipeline", "LTXConditionPipeline", "CycleDiffusionPipeline",
+    ),
+    "its guidance depends on how far its own loop is": ("SemanticStableDiffusionPipeline", "Ideogram4Pipeline"),
+    "it keeps a cache from its first step for the others": ("Flux2KleinKVPipeline",),
+    "it chains several pipelines; steer them one by one": ("VisualClozePipeline", "VersatileDiffusionPipeline"),
+    "its state is an image and a text at once": ("UniDiffuserPipeline",),
+}  # fmt: skip
+
 #: What `viot.sample` decides, or what would be lost when its loop takes over.
 NOT_HERE = {
     "num_inference_steps": "say steps= to viot.sample",
@@ -36,20 +53,24 @@ BY_PROGRESS = {
     "denoising_end": None,
     "skip_guidance_layers": None,
     "pag_adaptive_scale": 0.0,
-    "cfg_truncation": 1.0,
+    "adapter_conditioning_factor": 1.0,
+    "gligen_scheduled_sampling_beta": 1.0,
 }
 
 
 def why_not(pipe: Any) -> str | None:
     """The reason why a pipeline (or, by signature alone, a pipeline's class) can't be steered, or None."""
     kind = pipe if isinstance(pipe, type) else type(pipe)
+    for reason, names in BY_NAME.items():
+        if kind.__name__ in names:
+            return reason
     made = inspect.signature(kind.__init__).parameters
     call = inspect.signature(kind.__call__).parameters
     schedulers = [name for name in made if "scheduler" in name]
     if not schedulers:
-        return "it has no scheduler: it does not denoise step by step"
-    if len(schedulers) > 1 or any("prior_" in name or "decoder_" in name for name in made):
-        return f"it chains several diffusions ({', '.join(made)}); steer the pipelines it is made of, one by one"
+        return "it has no scheduler among its parts, so there are no steps to steer (of a modular pipeline, take the plain one)"
+    if len(_chained(made)) > 1:
+        return f"it chains several diffusions ({', '.join(_chained(made))}); steer the pipelines it is made of, one by one"
     if states := [name for name in call if name.endswith("latents") and name.startswith(("audio", "action", "sound"))]:
         return f"it denoises a second state beside the first ({', '.join(states)})"
     chunked = ("ar_step", "overlap_history", "num_latent_frames_per_chunk", "latent_window_size", "history_sizes", "block_length")
@@ -63,6 +84,8 @@ def why_not(pipe: Any) -> str | None:
             return reason
         if reason := _cached(pipe):
             return reason
+        if getattr(getattr(getattr(pipe, "transformer", None), "config", None), "use_meanflow", False):
+            return next(iter(BY_NAME))
     if kind.__name__ in DIRECT:
         return None
     if "output_type" not in call or "num_inference_steps" not in call:
@@ -71,6 +94,12 @@ def why_not(pipe: Any) -> str | None:
     if "latents" not in call and not ("strength" in call and prepares is not None):
         return "its call takes no latents, so no state can be given to it; write a Model around its network (30 lines, see viot.Model)"
     return None
+
+
+def _chained(made: Any) -> list[str]:
+    """The parts that say that there is more than one diffusion."""
+    helpers = ("low_res_scheduler", "image_noising_scheduler", "inverse_scheduler")
+    return [name for name in made if name not in helpers and ("scheduler" in name or "prior_" in name or "decoder_" in name)]
 
 
 def _cached(pipe: Any) -> str | None:
@@ -89,16 +118,18 @@ def _cached(pipe: Any) -> str | None:
 def check_call(pipe: Any, call: dict[str, Any]) -> None:
     """ValueError for keywords that the pipeline does not have, that belong elsewhere, or that depend on a loop which isn't run."""
     takes = inspect.signature(type(pipe).__call__).parameters
-    for name, value in call.items():
+    for name in call:
         if name in NOT_HERE:
             raise ValueError(f"{name}= is not given here: {NOT_HERE[name]}")
         if name not in takes:
             near = difflib.get_close_matches(name, takes, 1)
             raise ValueError(f"{type(pipe).__name__} has no keyword {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        if name in BY_PROGRESS and value is not None and value != BY_PROGRESS[name]:
+    for name, harmless in BY_PROGRESS.items():
+        if name in takes and (value := call.get(name, takes[name].default)) != harmless:
+            default = "" if name in call else " (its default)"
             raise ValueError(
-                f"{name}={value!r} depends on how far the pipeline's own loop is, which is not run here; leave it out, or write a Model "
-                f"that does it by the time t"
+                f"{name}={value!r}{default} depends on how far the pipeline's own loop is, which is not run here; set it to {harmless}, or "
+                f"write a Model that does it by the time t"
             )
     text = "prompt" in takes and "prompt_embeds" in takes
     if text and call.get("prompt") is None and call.get("prompt_embeds") is None:
