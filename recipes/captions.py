@@ -321,6 +321,8 @@ def export(out: Path) -> None:
             safety_checker=None, feature_extractor=None, requires_safety_checker=False,
         )  # fmt: skip
         pipe.to(dtype=torch.float16).save_pretrained(PACKAGE)
+        for file in PACKAGE.rglob("*.safetensors"):
+            file.chmod(0o644)
         training = {"steps": saved["step"], "batch": 64, "busy_minutes": round(saved["spent"] / 60, 1)}
         (PACKAGE / "training.json").write_text(json.dumps(training, indent=2) + "\n")
     for kind in ("reader", "judge"):

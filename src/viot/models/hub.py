@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..hub import dtype_of, missing
 from ..optional import need
 
 
@@ -26,7 +27,7 @@ def from_pretrained(
     variant     of the weight files, for example "fp16"
     settings    those of `UNet.from_pretrained`, or the keywords of the pipeline's own call (prompt, guidance_scale, …)
 
-    FileNotFoundError if the checkpoint can't be had, with what to try.
+    OSError if the checkpoint can't be had, with what to try.
     """
     diffusers = need("diffusers", "diffusers")
     hub = {key: value for key, value in (("revision", revision), ("variant", variant)) if value is not None}
@@ -35,21 +36,27 @@ def from_pretrained(
     except (OSError, ValueError) as error:
         # No pipeline there: a bare network, perhaps.
         if set(settings) - {"patch", "compile", "autocast"}:
-            raise _missing(name, error) from error
+            raise missing(str(name), f"a folder (./{Path(name).name})", error) from error
         parts = {"unet", "scheduler"}
     if parts == {"unet", "scheduler"}:
         from .unet import UNet
 
         return UNet.from_pretrained(name, device=device or "cpu", **_only(hub, "revision"), **settings)
-    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    precision = torch.float32 if dtype is None else dtype_of(dtype)
     try:
-        pipe = diffusers.DiffusionPipeline.from_pretrained(str(name), torch_dtype=dtype or torch.float32, **hub)
+        pipe = diffusers.DiffusionPipeline.from_pretrained(str(name), **as_dtype(precision), **hub)
     except (OSError, ValueError) as error:
-        raise _missing(name, error) from error
+        raise missing(str(name), f"a folder (./{Path(name).name})", error) from error
     model = _made(pipe if device is None else pipe.to(device), settings)
     with contextlib.suppress(AttributeError):
-        model.config |= {"name": str(name), **hub, "dtype": str(dtype or torch.float32)}
+        model.config |= {"name": str(name), **hub, "dtype": str(precision)}
     return model
+
+
+def as_dtype(dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """The keyword by which this version of diffusers is told the precision to load in."""
+    utils = need("diffusers.utils.deprecation_utils", "diffusers")
+    return {"dtype" if hasattr(utils, "_TORCH_DTYPE_DEPRECATION_MESSAGE") else "torch_dtype": dtype}
 
 
 def _made(pipe: Any, settings: dict[str, Any]) -> Any:
@@ -60,12 +67,3 @@ def _made(pipe: Any, settings: dict[str, Any]) -> Any:
 
 def _only(hub: dict[str, str], *keys: str) -> dict[str, str]:
     return {key: value for key, value in hub.items() if key in keys}
-
-
-def _missing(name: str | Path, error: Exception) -> FileNotFoundError:
-    """A sentence in the place of somebody else's long message."""
-    said = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160]}"
-    return FileNotFoundError(
-        f"{str(name)!r} can't be loaded ({said}). Is the name right, the licence accepted (gated models need `hf auth login`), and the "
-        f"machine online? Offline, download it elsewhere (`hf download {name}`), and give the folder, or set HF_HOME."
-    )

@@ -60,6 +60,101 @@ def _brightness() -> Any:
     return Brightness()
 
 
+@rewards.add(
+    "captions",
+    "log-probability that the picture shows what the caption says (model captions)",
+    cost="1 ms per image",
+    licence="Apache-2.0, trained on MNIST",
+    example="captions, captions:two sevens",
+)
+def _captions(argument: str | None = None) -> Any:
+    from .captions import Captions
+
+    return Captions(argument)
+
+
+@rewards.add(
+    "clip",
+    "how well the image fits the prompt, or one text: cosine of CLIP embeddings",
+    cost="1.7 GB, 2 s per image on one core",
+    licence="MIT, not gated",
+    example="clip, clip:a photo of a cat, clip:ORG/MODEL",
+)
+def _clip(argument: str = "") -> Any:
+    import re
+
+    from .clip import ClipScore
+
+    # A checkpoint is one word with a slash, as names of the hub and folders are; anything else is the text.
+    first, _, rest = argument.partition(":")
+    if "/" in first and not re.search(r"\s", first):
+        return ClipScore(first, rest or None)
+    return ClipScore(text=argument or None)
+
+
+@rewards.add(
+    "aesthetic",
+    "LAION's aesthetic predictor: how much people like the look",
+    cost="1.7 GB, 2 s per image on one core",
+    licence="MIT, its head Apache-2.0, not gated",
+)
+def _aesthetic(checkpoint: str = "openai/clip-vit-large-patch14") -> Any:
+    from .aesthetic import Aesthetic
+
+    return Aesthetic(checkpoint)
+
+
+@rewards.add(
+    "pickscore",
+    "PickScore: which image users would pick for the prompt",
+    cost="3.9 GB, 4 s per image on one core",
+    licence="MIT, not gated",
+)
+def _pickscore(checkpoint: str = "yuvalkirstain/PickScore_v1") -> Any:
+    from .clip import PickScore
+
+    return PickScore(checkpoint)
+
+
+@rewards.add(
+    "hps",
+    "human preference score v2.1 for image and prompt",
+    cost="2 GB, 4 s per image on one core",
+    licence="Apache-2.0, not gated",
+    example="hps, hps:2.0",
+)
+def _hps(version: str = "2.1") -> Any:
+    from .hps import HPS
+
+    return HPS(version)
+
+
+@rewards.add(
+    "imagereward",
+    "ImageReward: human preference, by a network that reads image and prompt together",
+    cost="1.8 GB, 3 s per image on one core",
+    licence="Apache-2.0, not gated",
+)
+def _imagereward(checkpoint: str = "THUDM/ImageReward") -> Any:
+    from .imagereward import ImageReward
+
+    return ImageReward(checkpoint)
+
+
+@rewards.add(
+    "judge",
+    "0 to 10 from a vision-language model behind an OpenAI-compatible endpoint",
+    cost="one request per sample",
+    licence="the endpoint's",
+    example="judge:MODEL, judge:MODEL@http://localhost:8000/v1",
+)
+def _judge(argument: str) -> Any:
+    from .judge import Judge
+
+    model, at, url = argument.rpartition("@")
+    return Judge(model, base_url=url) if at and url.startswith("http") else Judge(argument)
+
+
 def _number(text: str) -> int:
     if text not in {str(i) for i in range(10)}:
         raise ValueError(f"a digit is one of 0 … 9, not {text!r}; write digit:7, digits:even, digits:odd or digits:1,2,3")
@@ -94,12 +189,19 @@ def __getattr__(name: str) -> Any:
 
 
 _FAMILIES = {
+    "aesthetic": ("Aesthetic",),
+    "captions": ("Captions",),
+    "clip": ("ClipScore", "PickScore"),
     "combine": ("Sum", "Min", "Product", "Noisy"),
     "digits": ("Digits",),
+    "hps": ("HPS",),
+    "imagereward": ("ImageReward",),
+    "judge": ("Judge",),
     "pixels": ("Brightness", "Jpeg"),
     "points": ("Quadratic",),
 }
 
 __all__ = [
-    "Brightness", "Digits", "Jpeg", "Min", "Noisy", "Product", "Quadratic", "Reward", "Scores", "Sum", "as_reward", "rewards",
+    "HPS", "Aesthetic", "Brightness", "ClipScore", "Digits", "ImageReward", "Jpeg", "Judge", "Min", "Noisy", "PickScore", "Product",
+    "Quadratic", "Reward", "Scores", "Sum", "as_reward", "rewards",
 ]  # fmt: skip

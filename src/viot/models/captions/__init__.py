@@ -7,7 +7,10 @@ from typing import Any
 
 import torch
 
+from ...hub import dtype_of, quietly
 from ...optional import need
+from ..diffusers import Pipeline
+from ..hub import as_dtype
 
 FOLDER = Path(__file__).parent
 
@@ -22,13 +25,11 @@ def load(
     keywords are those of diffusers' StableDiffusionPipeline. Its guidance is 3 unless said otherwise."""
     need("transformers", "captions")
     diffusers = need("diffusers", "captions")
-    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    pipe = diffusers.StableDiffusionPipeline.from_pretrained(
-        FOLDER, torch_dtype=dtype or torch.float32, safety_checker=None, low_cpu_mem_usage=False
-    )
-    from ..diffusers import Pipeline
-
+    precision = torch.float32 if dtype is None else dtype_of(dtype)
+    with quietly():
+        # Kept in half precision on disk, computed in whatever is asked for.
+        pipe = diffusers.StableDiffusionPipeline.from_pretrained(FOLDER, safety_checker=None, **as_dtype(precision)).to(device)
     prompts = list(PROMPTS) if prompt is None else prompt
-    model = Pipeline(pipe.to(device), prompt=prompts, **{"guidance_scale": 3.0, **call})
+    model = Pipeline(pipe, prompt=prompts, **{"guidance_scale": 3.0, **call})
     model.config["name"] = "captions"
     return model

@@ -17,18 +17,16 @@ HEADS = {"layout": len(LAYOUTS)} | {
 class Reader(nn.Module):
     """Images (n, 3, 48, 48) in [0, 1] -> log-probabilities of every head of `HEADS`, each (n, choices)."""
 
-    def __init__(self, *widths: int, pooled: bool) -> None:
+    def __init__(self, widths: tuple[int, ...], activation: type[nn.Module], features: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         before = 3
         for width in widths:
-            layers += [nn.Conv2d(before, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)]
+            layers += [nn.Conv2d(before, width, 3, padding=1), nn.BatchNorm2d(width), activation(), nn.MaxPool2d(2)]
             before = width
         side = SIZE >> len(widths)
-        squeeze: nn.Module = nn.AdaptiveAvgPool2d(3) if pooled else nn.Conv2d(before, 32, 1)
-        features = before * 9 if pooled else 32 * side * side
-        self.body = nn.Sequential(*layers, squeeze, nn.Flatten(), nn.ReLU())
-        self.head = nn.Linear(features, sum(HEADS.values()))
+        self.body = nn.Sequential(*layers, nn.Conv2d(before, features, 1), nn.Flatten(), activation())
+        self.head = nn.Linear(features * side * side, sum(HEADS.values()))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         out = self.head(self.body(images * 2 - 1)).split(list(HEADS.values()), 1)
@@ -36,10 +34,10 @@ class Reader(nn.Module):
 
 
 def reader() -> Reader:
-    """The reward's network: four layers, then everything it saw, place by place."""
-    return Reader(16, 32, 48, 64, pooled=False)
+    """The reward's network: four layers."""
+    return Reader((16, 32, 48, 64), nn.ReLU, 32)
 
 
 def judge() -> Reader:
-    """Wider, shallower and pooled, and trained on deformed and noisy pictures."""
-    return Reader(32, 48, 96, pooled=True)
+    """Wider and shallower, and trained on blurred and noisy pictures."""
+    return Reader((24, 48, 96), nn.GELU, 24)
