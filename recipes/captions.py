@@ -321,8 +321,6 @@ def export(out: Path) -> None:
             safety_checker=None, feature_extractor=None, requires_safety_checker=False,
         )  # fmt: skip
         pipe.to(dtype=torch.float16).save_pretrained(PACKAGE)
-        for file in PACKAGE.rglob("*.safetensors"):
-            file.chmod(0o644)
         training = {"steps": saved["step"], "batch": 64, "busy_minutes": round(saved["spent"] / 60, 1)}
         (PACKAGE / "training.json").write_text(json.dumps(training, indent=2) + "\n")
     for kind in ("reader", "judge"):
@@ -330,6 +328,8 @@ def export(out: Path) -> None:
             saved = torch.load(out / f"{kind}.done.pt", weights_only=True)
             weights = {k: v.half() if v.is_floating_point() else v for k, v in saved["net"].items()}
             save_file(weights, READERS / f"{kind}.safetensors", metadata={k: f"{v:.4f}" for k, v in saved["accuracy"].items()})
+    for file in (*PACKAGE.rglob("*.safetensors"), *READERS.glob("*.safetensors")):
+        file.chmod(0o644)  # not for their owner alone
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from viot.models.gaussian import GaussianMixture
 from viot.registry import Entry
 from viot.report.compare import judge_of
 from viot.rewards import rewards
-from viot.task import method_spec, number_or_wish, setting, split_list, which_groups
+from viot.spelling import method_spec, number_or_wish, setting, split_list, which_groups
 
 POINTS = ["--model", "gaussian", "--reward", "brightness", "--particles", "16", "--steps", "10"]
 

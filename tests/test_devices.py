@@ -169,3 +169,24 @@ def test_a_saved_state_goes_back_to_its_device(tmp_path):
 def test_the_pretend_device_notices_a_mix():
     with pytest.raises(RuntimeError, match="devices mixed"):
         run(reward=lambda x: bright(x) * torch.ones(len(x)))
+
+
+def away(pipe):
+    """The pipeline with its weights on the pretend device."""
+    for part in pipe.components.values():
+        for module in part.modules() if isinstance(part, torch.nn.Module) else ():
+            for held, kind in ((module._parameters, lambda t: torch.nn.Parameter(t, requires_grad=False)), (module._buffers, lambda t: t)):
+                held.update({name: kind(Elsewhere(value.data)) for name, value in held.items() if value is not None})
+    return pipe
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux", "img2img", "inpaint", "lcm", "dit", "ddpm"])
+def test_pipelines(name):
+    pytest.importorskip("diffusers")
+    tiny = pytest.importorskip("tiny")
+    build, call, _ = tiny.FAMILIES[name]
+    pipe = away(build())
+    with Pretend():
+        model = viot.from_pipeline(pipe, **call)
+    assert model.device.type == AWAY.type
+    assert run(model, batch_size=2, particles=3, steps=3).samples.device.type == "cpu"

@@ -228,7 +228,8 @@ def test_video_and_prompts():
     check_page(text)
     assert "group 0: a &lt;cat&gt;" in text
     # Four frames side by side in the place of one picture.
-    assert contact_sheet(video).height < contact_sheet(population).height
+    still = replace(population, config=config)
+    assert contact_sheet(video).height < contact_sheet(still).height
 
 
 # -- files ----------------------------------------------------------------------------------------------------------------------------
@@ -237,13 +238,14 @@ def test_video_and_prompts():
 def test_save_writes_every_file_whole(tmp_path):
     population = run(Images(), brightness)
     population.save(tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} == {"run.json", "population.safetensors", "samples.png", "report.html"}
+    assert {p.name for p in tmp_path.iterdir()} == {"run.json", "population.safetensors", "samples.png", "images", "report.html"}
+    assert sorted(p.name for p in (tmp_path / "images" / "000").iterdir()) == [f"{rank:02d}.png" for rank in range(24)]
     with Image.open(tmp_path / "samples.png") as sheet:
         sheet.load()
         assert sheet.mode == "RGB"
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == page(population)
     save_report(Population.load(tmp_path), tmp_path)
-    assert not list(tmp_path.glob("*.part"))
+    assert not list(tmp_path.rglob("*.part"))
 
 
 def test_texts_are_listed_by_weight(tmp_path):

@@ -38,6 +38,7 @@ class Population:
     trace        per selection: step (S,), and (S, G): ess, distinct_parents, deaths, lam, temperature, reward_mean, reward_max, …
     nfe …        rows that went through network, gradient, decoder and reward, over all groups; `seconds` of wall time
     config       everything needed to run it again
+    unsteered    draws of the plain model for the same groups, to look at beside the answer; its cost is its own, not in the counts above
     """
 
     samples: Any
@@ -57,6 +58,7 @@ class Population:
     faults: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
+    unsteered: Population | None = None
 
     @classmethod
     def from_state(cls, state: State, method: Any, config: dict[str, Any]) -> Population:
@@ -73,6 +75,7 @@ class Population:
         full = state.history[0].ancestors.shape[-1] if state.history else k
         ancestors = torch.stack([s.ancestors for s in state.history]) if state.history else torch.zeros(0, g, full, dtype=torch.int32)
         rows = state.samples
+        counts: dict[str, Any] = {name: int(state.cost[name]) for name in COUNTS}
         return cls(
             samples=rows.unflatten(0, (g, k)).cpu() if isinstance(rows, Tensor) else [rows[i * k : (i + 1) * k] for i in range(g)],
             x0=state.x.cpu(),
@@ -84,7 +87,7 @@ class Population:
             roots=state.roots,
             ancestors=ancestors,
             trace=trace,
-            **{name: int(state.cost[name]) for name in COUNTS},
+            **counts,
             seconds={name: state.cost[f"{name}_seconds"] for name in CLOCKS},
             config=config,
         )
@@ -117,6 +120,23 @@ class Population:
         return lineage.distinct(self.roots)
 
     @property
+    def prompts(self) -> list[str]:
+        """The prompt of each of the G groups; empty where the model follows none."""
+        model = self.config.get("model") or {}
+        known = model.get("prompts") or model.get("config", {}).get("prompts") or []
+        return [known[g % len(known)] for g in self.indices] if known else []
+
+    @property
+    def indices(self) -> list[int]:
+        """The index of each of the G groups."""
+        return list(self.config.get("groups") or range(self.shape[0]))
+
+    @property
+    def flagged(self) -> Tensor:
+        """(G, K) bool: what the model's own checker flagged as unsafe (`parts["nsfw"]`); all False without a checker."""
+        return self.parts["nsfw"] > 0.5 if "nsfw" in self.parts else torch.zeros(self.shape, dtype=torch.bool)
+
+    @property
     def modality(self) -> str:
         """ "images", "video", "text" or "tensor"."""
         if not isinstance(self.samples, Tensor):
@@ -142,6 +162,12 @@ class Population:
         if not 1 <= n <= self.shape[1]:
             raise ValueError(f"best(n) takes 1 ≤ n ≤ {self.shape[1]} (the particles of a group), not {n}")
         return replace(self._take(self.rewards.argsort(dim=-1, descending=True, stable=True)[:, :n]), exact=False)
+
+    def first(self, n: int) -> Population:
+        """The first n particles of each group as they came: of the plain model an unselected draw."""
+        if not 1 <= n <= self.shape[1]:
+            raise ValueError(f"first(n) takes 1 ≤ n ≤ {self.shape[1]} (the particles of a group), not {n}")
+        return self._take(torch.arange(n).repeat(self.shape[0], 1))
 
     def draw(self, n: int, weighted: bool = True, seed: int = 0) -> Population:
         """n particles per group with replacement, by weight or uniformly; the result is equally weighted."""
@@ -235,10 +261,11 @@ class Population:
             "surviving_lineages": self.surviving_lineages.tolist(),
             "rewards": _plain(self.rewards),
             "parts": {name: _plain(value) for name, value in self.parts.items()},
+            **({} if self.unsteered is None else {"unsteered": self.unsteered.record()}),
         }
 
     def save(self, folder: str | Path) -> Path:
-        """Write run.json, population.safetensors, samples.png (or samples.txt) and report.html into `folder`.
+        """Write run.json, population.safetensors, report.html, and samples.png with the folder images/ (or samples.txt) into `folder`.
 
         Each file appears whole or not at all. The pictures need Pillow; without it the numbers are saved and a warning says so.
         """
@@ -246,18 +273,25 @@ class Population:
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        record = self.record()
+        self._write(folder / "population.safetensors", record)
+        if self.unsteered is not None:
+            self.unsteered._write(folder / "unsteered.safetensors", record["unsteered"])
+        if images := save_report(self, folder):
+            record["images"] = images
+        # Last, because its presence says that the folder is complete.
+        write_text(folder / "run.json", json.dumps(record, indent=1, ensure_ascii=False))
+        return folder
+
+    def _write(self, path: Path, record: dict[str, Any]) -> None:
+        """The tensors go to a file of their own, samples that are none into the record."""
         tensors = {name: getattr(self, name) for name in ("x0", "rewards", "log_weights", "log_z", "roots", "ancestors")}
         tensors |= {f"trace.{k}": v for k, v in self.trace.items()} | {f"parts.{k}": v for k, v in self.parts.items()}
-        record = self.record()
         if isinstance(self.samples, Tensor):
             tensors["samples"] = self.samples
         else:
             record["samples"] = self.samples
-        write_tensors(folder / "population.safetensors", tensors, {"format": "viot population 1"})
-        save_report(self, folder)
-        # Last, because its presence says that the folder is complete.
-        write_text(folder / "run.json", json.dumps(record, indent=1, ensure_ascii=False))
-        return folder
+        write_tensors(path, tensors, {"format": "viot population 1"})
 
     @classmethod
     def load(cls, folder: str | Path) -> Population:
@@ -266,7 +300,12 @@ class Population:
         if not (folder / "run.json").exists():
             raise FileNotFoundError(f"{folder} holds no run.json; Population.load takes a folder that population.save(folder) wrote")
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        with safe_open(str(folder / "population.safetensors"), "pt") as file:
+        beside = cls._read(folder / "unsteered.safetensors", record["unsteered"]) if "unsteered" in record else None
+        return replace(cls._read(folder / "population.safetensors", record), unsteered=beside)
+
+    @classmethod
+    def _read(cls, path: Path, record: dict[str, Any]) -> Population:
+        with safe_open(str(path), "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         rooms: dict[str, dict[str, Tensor]] = {"trace": {}, "parts": {}}
         for name in [n for n in tensors if "." in n]:

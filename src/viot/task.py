@@ -1,108 +1,38 @@
-"""What a command line asks for: how methods, settings, strengths and groups are written there, and the task they add up to."""
+"""The task that a command line, a preset or a record adds up to: everything that decides a run."""
 
 from __future__ import annotations
 
 import argparse
-import ast
+import inspect
 import json
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .calibrate import Strength, ess, kl
+from . import prompts
+from .bench import tasks
+from .calibrate import Strength
 from .methods import make
 from .models import load, models
+from .spelling import method_spec, number_or_wish, setting, which_groups
 
 if TYPE_CHECKING:
     from .sample import Run
 
-
-# -- spelling -------------------------------------------------------------------------------------------------------------------------
-
-
-def value_of(text: str) -> Any:
-    """A Python literal (3, 0.5, None, True, [1, 2], {"name": "rollout"}), or else the text itself."""
-    try:
-        return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError):
-        return text.strip()
-
-
-def setting(text: str) -> tuple[str, Any]:
-    """`key=value`"""
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip().isidentifier():
-        raise ValueError(f"a setting is written key=value, for example potential=max, not {text!r}")
-    return key.strip(), value_of(value)
-
-
-def split_list(text: str) -> list[str]:
-    """The pieces of `a,b(c=1,d=2),e` at the commas outside of brackets and quotes."""
-    pieces, depth, quote, start = [], 0, "", 0
-    for i, c in enumerate(text):
-        if quote:
-            quote = "" if c == quote else quote
-        elif c in "'\"":
-            quote = c
-        elif c in "([{":
-            depth += 1
-        elif c in ")]}":
-            depth -= 1
-        elif c == "," and depth == 0:
-            pieces.append(text[start:i])
-            start = i + 1
-    pieces = [piece.strip() for piece in [*pieces, text[start:]]]
-    if not all(pieces):
-        raise ValueError(f"{text!r} holds an empty entry; write names between single commas, for example fvd,vasr")
-    return pieces
-
-
-def method_spec(text: str) -> tuple[str, dict[str, Any]]:
-    """`fkd` or `fkd(potential=max, ess_threshold=None)`: the name and the settings."""
-    name, bracket, rest = text.strip().partition("(")
-    if not bracket:
-        return name, {}
-    if not rest.endswith(")"):
-        raise ValueError(f"{text!r} lacks a closing bracket; write a method with settings as fkd(potential=max)")
-    inside = rest[:-1].strip()
-    return name.strip(), dict(setting(piece) for piece in split_list(inside)) if inside else {}
-
-
-def number_or_wish(text: str) -> float | Strength:
-    """λ: a number, `ess:0.3` or `kl:2`."""
-    kind, colon, value = text.partition(":")
-    try:
-        if not colon:
-            return float(text)
-        if kind in ("ess", "kl"):
-            number = float(value)
-            return ess(number) if kind == "ess" else kl(number)
-    except ValueError as error:
-        if "could not convert" not in str(error):
-            raise
-    raise ValueError(f"--lam takes a number, ess:SHARE or kl:NATS (for example 2.5, ess:0.3 or kl:2), not {text!r}")
-
-
-def which_groups(text: str) -> int | tuple[int, ...]:
-    """A count, `4`, or a range of indices, `4:8` (4, 5, 6 and 7)."""
-    first, colon, last = text.partition(":")
-    try:
-        if not colon:
-            return int(text)
-        indices = tuple(range(int(first or 0), int(last)))
-    except ValueError as error:
-        raise ValueError(f"--groups takes a count or a range such as 4:8, not {text!r}") from error
-    if not indices:
-        raise ValueError(f"--groups {text} holds no group; 4:8 means the groups 4, 5, 6 and 7")
-    return indices
-
-
-# -- what is to be run ----------------------------------------------------------------------------------------------------------------
+#: What `viot.load` is told beside the name and has a flag of its own here; the rest is written --call key=value.
+FLAGS = {"prompt": "--prompt", "negative_prompt": "--negative-prompt", "dtype": "--dtype", "device": "--device"}
+#: What a pipeline's own call asks for and viot says in other words.
+OURS = {"num_inference_steps": "--steps", "num_images_per_prompt": "--particles", "generator": "--seed"}
 
 
 @dataclass(frozen=True)
 class Task:
-    """Everything that decides a run, as the command line or a record says it."""
+    """Everything that decides a run, as the command line, a preset or a record says it.
+
+    `loading` is what `viot.load` is told beside the model's name: prompt (a list), the pipeline's other keywords, dtype, revision.
+    `unsteered` draws of the plain model are made per group to look at beside the answer; None = a few where the model follows prompts.
+    """
 
     model: str = "digits"
     reward: str = "digit:7"
@@ -115,7 +45,37 @@ class Task:
     seed: int = 0
     budget: int | None = None
     batch_size: int | None = None
-    revision: str | None = None
+    loading: dict[str, Any] = field(default_factory=dict)
+    unsteered: int | None = None
+    preset: str | None = None
+
+    # -- where it comes from ------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def asked(cls, args: argparse.Namespace) -> Task:
+        """What the command line asks for: a record, a preset or the defaults, and the flags over it."""
+        method, config = getattr(args, "method", None), getattr(args, "config", None)
+        if config and args.task:
+            raise ValueError("--config and --task both say what to run; give one of them")
+        if config:
+            task = cls.recorded(config)
+        elif args.task:
+            known = tasks[args.task].make()
+            task = cls(model=known.model, reward=known.reward, particles=known.particles, steps=known.steps, preset=args.task)
+            task = task.by(method or cls.method, args)
+            if not (args.prompt or args.prompts):
+                task = replace(task, loading={"prompt": known.prompts()})
+        else:
+            task = cls()
+        return task.changed(args)
+
+    def by(self, text: str, args: argparse.Namespace) -> Task:
+        """The same task by this method: with what its preset, if it has one, says of it."""
+        name, settings = method_spec(text)
+        if self.preset is None:
+            return replace(self, method=name, settings=settings)
+        lam, published = tasks[self.preset].make().published(name)
+        return replace(self, method=name, settings={**published, **settings}, lam=lam if args.lam is None else self.lam)
 
     @classmethod
     def recorded(cls, path: str) -> Task:
@@ -132,27 +92,34 @@ class Task:
                 raise ValueError(f"{file}: {why}")
             settings = dict(config["method"])
             method, steps, budget = settings.pop("name"), config["steps"], config["budget"]
+            told = config["model"].get("load")
+            loading = told if told is not None else {"revision": config["model"].get("config", {}).get("revision")}
+            beside = record.get("unsteered", {}).get("config", {}).get("particles", 0)
         except (KeyError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"{file} is not the record of a run ({type(error).__name__}: {error})") from error
         return cls(
-            model=model_name(config), reward=config["reward"], method=method, settings=settings, particles=budget // steps,
-            groups=tuple(config["groups"]), steps=steps, lam=config["lam"], seed=config["seed"], budget=budget,
-            batch_size=config.get("batch_size"), revision=config["model"].get("config", {}).get("revision"),
+            model=model_name(config) if told is None else config["model"]["name"], reward=config["reward"], method=method,
+            settings=settings, particles=budget // steps, groups=tuple(config["groups"]), steps=steps, lam=config["lam"],
+            seed=config["seed"], budget=budget, batch_size=config.get("batch_size"),
+            loading={k: v for k, v in loading.items() if v is not None}, unsteered=beside, preset=config.get("task"),
         )  # fmt: skip
 
     def changed(self, args: argparse.Namespace) -> Task:
         """With what the command line says explicitly."""
-        given = {
-            k: v
-            for k in ("model", "reward", "particles", "steps", "seed", "budget", "batch_size")
-            if (v := getattr(args, k, None)) is not None
-        }
-        if getattr(args, "groups", None) is not None:
+        plain = ("model", "reward", "particles", "steps", "seed", "budget", "batch_size", "unsteered")
+        given = {k: v for k in plain if (v := getattr(args, k, None)) is not None}
+        if args.groups is not None:
             given["groups"] = which_groups(args.groups)
         if args.lam is not None:
             given["lam"] = number_or_wish(args.lam)
-        if "model" in given and given["model"] != self.model:
-            given["revision"] = None
+        loading = dict(self.loading)
+        if given.get("model", self.model) != self.model:
+            # Which of its versions was meant is no longer.
+            loading = {k: v for k, v in loading.items() if k not in ("revision", "variant")}
+        told = _loading(args)
+        if told.get("prompt", self.prompts) != self.prompts and "groups" not in given:
+            # Other prompts, other groups: those of the record went with its own.
+            given["groups"] = None
         task = self
         if getattr(args, "method", None) is not None:
             name, settings = method_spec(args.method)
@@ -161,23 +128,46 @@ class Task:
         settings = dict(setting(text) for text in getattr(args, "set", None) or [])
         if {"particles", "steps"} & set(given) and "budget" not in given:
             given["budget"] = None
-        return replace(task, **given, settings={**task.settings, **settings})
+        return replace(task, **given, settings={**task.settings, **settings}, loading={**loading, **told})
+
+    # -- what follows from it -----------------------------------------------------------------------------------------------------
+
+    @property
+    def prompts(self) -> list[str]:
+        return self.loading.get("prompt") or []
 
     @property
     def slug(self) -> str:
         """A folder's name for this task, without what file systems mind."""
-        return safe(f"{Path(self.model).name}-{self.reward}-{self.method}")
+        return safe(f"{self.preset}-{self.method}" if self.preset else f"{Path(self.model).name}-{self.reward}-{self.method}")
 
     def load(self, device: str | None) -> Any:
         """The model."""
-        import inspect
-
-        settings = {k: v for k, v in (("device", device), ("revision", self.revision)) if v is not None}
-        if device and self.model in models and not inspect.signature(models[self.model].make).parameters:
-            if device != "cpu":
+        settings = {**self.loading, **({} if device is None else {"device": device})}
+        if self.model in models and not inspect.signature(models[self.model].make).parameters:
+            if settings.pop("device", "cpu") != "cpu":
                 raise ValueError(f"the model {self.model} runs on the CPU only; leave --device {device} out")
-            settings = {}
-        return load(self.model, **settings)
+            if settings:
+                raise self._refusal(next(iter(settings)))
+        try:
+            model = load(self.model, **settings)
+        except TypeError as error:
+            unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            if unknown is None or unknown[1] not in settings:
+                raise
+            raise self._refusal(unknown[1]) from error
+        if self.prompts and not getattr(model, "prompts", None):
+            raise self._refusal("prompt")
+        return model
+
+    def _refusal(self, key: str) -> ValueError:
+        """The error for something that this model is told and cannot be told."""
+        if key == "prompt":
+            return ValueError(
+                f"the model {self.model} follows no prompts: leave them out, or choose one that does, such as --model captions or "
+                f"--model stable-diffusion-v1-5/stable-diffusion-v1-5"
+            )
+        return ValueError(f"the model {self.model} takes no {key}; leave {FLAGS.get(key, f'--call {key}=…')} out")
 
     def prepare(self, model: Any, **changes: Any) -> Run:
         """The run, checked, with λ solved where it is a wish."""
@@ -189,7 +179,52 @@ class Task:
         # The record says how to find the model again, though an object was handed over here.
         run.config["model"]["name"] = self.model
         run.config.pop("own", None)
+        if self.loading:
+            run.config["model"]["load"] = dict(self.loading)
+        if self.preset:
+            run.config["task"] = self.preset
         return run
+
+    def draws(self, model: Any, particles: int) -> int:
+        """How many draws of the plain model per group are wanted beside a run of so many particles."""
+        few = max(1, min(4, particles // 8)) if getattr(model, "prompts", None) else 0
+        draws = few if self.unsteered is None else self.unsteered
+        if draws < 0:
+            raise ValueError(f"--unsteered takes a number of draws per group, or 0 for none, not {draws}")
+        return draws
+
+    def beside(self, model: Any, run: Run) -> Run | None:
+        """A small run of the plain model with the same seed, to look at beside the steered one; None where none is wanted."""
+        draws = self.draws(model, run.problem.K)
+        if not draws or self.method == "base":
+            return None
+        # The same chain without steering: its noise is that of the method's undisturbed particles.
+        noise = [v for name in ("eta", "eta_base") if (v := getattr(run.method, name, None)) is not None]
+        plain = replace(self, method="base", settings={"eta": noise[0]} if noise else {}, particles=draws, budget=None)
+        return plain.prepare(model, lam=run.problem.lam)
+
+
+def _loading(args: argparse.Namespace) -> dict[str, Any]:
+    """What the flags say to `viot.load`."""
+    told: dict[str, Any] = {}
+    for text in args.call or []:
+        key, value = setting(text, example="guidance_scale=5")
+        if flag := {**FLAGS, **OURS}.get(key):
+            raise ValueError(f"--call {key}=… is written {flag} here")
+        told[key] = value
+    asked = [*(prompts.read(args.prompts) if args.prompts else []), *(args.prompt or [])]
+    if any(not prompt.strip() for prompt in args.prompt or []):
+        raise ValueError("--prompt takes words; for an unconditional draw leave it out")
+    if asked:
+        told["prompt"] = asked
+    if args.negative_prompt is not None:
+        told["negative_prompt"] = args.negative_prompt
+    if args.dtype is not None:
+        told["dtype"] = args.dtype
+    return told
+
+
+# -- folders --------------------------------------------------------------------------------------------------------------------------
 
 
 def writable(folder: Path) -> Path:

@@ -166,6 +166,11 @@ class Custom:
         return self.extra_rows
 
 
+def scored_by(value: Value) -> int:
+    """Rows per particle that a value decodes and scores at one scoring step; of a callable it is not known, and taken to be one."""
+    return scored_by(value.inner) if isinstance(value, Smoothed) else getattr(value, "n", 1)
+
+
 NAMED: dict[str, Callable[[], Value]] = {"tweedie": Tweedie, "x0_samples": X0Samples, "rollout": Rollout, "smoothed": Smoothed}
 
 

@@ -38,6 +38,10 @@ class Method:
         """Network rows per particle of a run of `steps`: K = ⌊budget / cost⌋."""
         return steps
 
+    def scored(self, steps: int) -> int:
+        """Rows per particle that a run of `steps` decodes and scores, the finished sample included."""
+        return 1
+
     def run(self, problem: Problem, state: State | None = None) -> Iterator[State]:
         raise NotImplementedError
 

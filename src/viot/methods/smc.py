@@ -24,7 +24,7 @@ from ..model import Prediction
 from ..particles import Selection, State
 from ..problem import DeadPopulation, Problem
 from ..reward import name_of
-from ..value import Tweedie, Value, as_value
+from ..value import Tweedie, Value, as_value, scored_by
 from ..weights import NEG_INF
 from .method import Method
 
@@ -74,6 +74,9 @@ class SMC(Method):
 
     def cost(self, steps: int) -> int:
         return steps + as_value(self.value).rows(steps, self.scoring(steps))
+
+    def scored(self, steps: int) -> int:
+        return 1 + len(self.scoring(steps)) * scored_by(as_value(self.value))
 
     def scoring(self, steps: int) -> list[int]:
         """The steps at which this method scores."""

@@ -30,6 +30,7 @@ def from_pretrained(
     OSError if the checkpoint can't be had, with what to try.
     """
     diffusers = need("diffusers", "diffusers")
+    precision = torch.float32 if dtype is None else dtype_of(dtype)
     hub = {key: value for key, value in (("revision", revision), ("variant", variant)) if value is not None}
     try:
         parts = {k for k in diffusers.DiffusionPipeline.load_config(str(name), **_only(hub, "revision")) if not k.startswith("_")}
@@ -41,8 +42,12 @@ def from_pretrained(
     if parts == {"unet", "scheduler"}:
         from .unet import UNet
 
+        if variant is not None:
+            raise ValueError(f"{name} is a pixel-space UNet, which is loaded without a variant; leave variant={variant!r} out")
+        if precision != torch.float32:
+            # Its chain is float32, and the network computes in the precision asked for.
+            settings = {"autocast": precision, **settings}
         return UNet.from_pretrained(name, device=device or "cpu", **_only(hub, "revision"), **settings)
-    precision = torch.float32 if dtype is None else dtype_of(dtype)
     try:
         pipe = diffusers.DiffusionPipeline.from_pretrained(str(name), **as_dtype(precision), **hub)
     except (OSError, ValueError) as error:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..rewards import as_reward
+from .beside import side_by_side
 from .gallery import tiles
 from .page import document, table
 from .pictures import order
 from .svg import LEFT, RIGHT, Scale, axes, figure, marker, ticks
 from .verdict import standard_error, verdict
-from .words import count, duration, number, percent, plural, setting
+from .words import count, duration, listed, number, percent, plural, setting
 
 if TYPE_CHECKING:
     from ..population import Population
@@ -56,6 +57,7 @@ def row(name: str, population: Population, judged: float | None = None) -> dict[
         "mean_reward": mean(population.mean()[living]),
         "standard_error": None if math.isnan(error) else error,
         "best_reward": float(best.max()) if len(best) else None,
+        "best_per_prompt": mean(population.rewards.amax(-1)) if len(population.prompts) > 1 else None,
         "ess": mean(population.ess) if population.exact else None,
         "log_z": mean(population.log_z),
         "lineages": mean(population.surviving_lineages),
@@ -81,6 +83,7 @@ def cells(rows: list[dict[str, Any]], failures: dict[str, str]) -> tuple[list[st
             lambda r: show(r["mean_reward"]) + ("" if r["standard_error"] is None else f" ±\u00a0{number(r['standard_error'], 2)}"),
         ),
         ("best", lambda r: show(r["best_reward"])),
+        ("best per prompt", lambda r: show(r["best_per_prompt"])),
         ("judge", lambda r: show(r["judge"], percent)),
         ("ESS", lambda r: "–" if r["ess"] is None else f"{number(r['ess'])} of {count(r['particles'])}"),
         ("log Z", lambda r: show(r["log_z"])),
@@ -94,6 +97,13 @@ def cells(rows: list[dict[str, Any]], failures: dict[str, str]) -> tuple[list[st
     return [name for name, _ in kinds], body
 
 
+def strength(lam: float | dict[str, float]) -> str:
+    """The λ of all methods, or of each where a task was published with several."""
+    if isinstance(lam, dict):
+        return "λ\u00a0=\u00a0" + listed([f"{setting(value)} for {name}" for name, value in lam.items()])
+    return f"λ\u00a0=\u00a0{setting(lam)}"
+
+
 def comparison(
     task: dict[str, Any], rows: list[dict[str, Any]], populations: dict[str, Population], folders: dict[str, str], failures: dict[str, str]
 ) -> str:
@@ -101,22 +111,31 @@ def comparison(
     g, budget = len(task["groups"]), task["budget"]
     heading = f"{task['model']}, steered toward {task['reward']}"
     spent = f"{count(budget)} network rows" + (f" in each of {plural(g, 'group')}" if g > 1 else "")
-    sub = f"{plural(len(rows) + len(failures), 'method')} at one budget: {spent}, {task['steps']} steps, λ\u00a0=\u00a0{setting(task['lam'])}."
+    sub = f"{plural(len(rows) + len(failures), 'method')} at one budget: {spent}, {task['steps']} steps, {strength(task['lam'])}."
+    sub += " These are the published strengths: the methods' targets differ, and with them what their means aim at." * isinstance(
+        task["lam"], dict
+    )
     judged = any(r["judge"] is not None for r in rows)
     judge = " The judge is another network, never steered by: the weighted share of samples that it reads as wanted." if judged else ""
     died = "".join(f'<p class="missing"><b>{escape(name)}</b> {escape(why)}</p>' for name, why in failures.items())
     body = f'<header><p class="eyebrow">viot comparison</p><h1>{escape(heading)}</h1><p class="sub">{escape(sub)}</p></header>'
     body += f'<section><h2>Results</h2>{table(*cells(rows, failures))}<p class="more">Means over groups, weighted where the method has weights.{judge}</p>{died}</section>'
     body += f"<section><h2>Rewards</h2>{strips(populations)}</section>"
+    try:
+        beside = side_by_side(populations)
+    except ImportError:
+        beside = ""
+    if beside:
+        body += f"<section><h2>Side by side</h2>{beside}</section>"
     shown = []
     for r in rows:
         name, population = r["method"], populations[r["method"]]
         link = f' <a href="{escape(folders[name])}/report.html">full report</a>' if name in folders else ""
         which = [(0, j) for j in order(population)[0, :SHOWN].tolist()]
-        few = "" if population.modality == "tensor" else _pictures(population, which)
+        few = "" if population.modality == "tensor" or beside else _pictures(population, which)
         shown.append(f'<h3>{escape(name)}</h3><p class="lede">{escape(r["verdict"])}{link}</p>{few}')
     where = " of the first group" if g > 1 else ""
-    kind = any(p.modality != "tensor" for p in populations.values())
+    kind = any(p.modality != "tensor" for p in populations.values()) and not beside
     return document(
         heading, f'{body}<section class="by-weight"><h2>{f"Heaviest samples{where}" if kind else "Verdicts"}</h2>{"".join(shown)}</section>'
     )

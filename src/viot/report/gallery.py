@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ..prompts import short
 from .pictures import data_uri, order
 from .svg import histogram, scatter
-from .verdict import prompts_of
 from .words import count, fixed, number, percent, places, plural
 
 if TYPE_CHECKING:
@@ -18,13 +18,22 @@ if TYPE_CHECKING:
 
 #: Shown per group when there is one group, a few, or many; and the most groups that are shown at all.
 PER_GROUP, GROUPS, BEST, POINTS = {1: 64, 4: 32, 8: 16}, 8, 12, 2000
+#: What the model's own checker said, on the picture that it said it of.
+MARKED = '<span class="flag" title="flagged by the model\'s own safety checker">nsfw</span>'
 
 
 def group_label(population: Population, i: int) -> str:
     """group 4, or with its prompt where the record knows it."""
-    groups = population.config.get("groups") or list(range(population.shape[0]))
-    prompts = prompts_of(population)
-    return f"group {groups[i]}" + (f": {prompts[groups[i] % len(prompts)]}" if prompts else "")
+    prompts = population.prompts
+    return f"group {population.indices[i]}" + (f": {short(prompts[i])}" if prompts else "")
+
+
+def heading(population: Population, i: int) -> str:
+    """What a group is about: the prompt, or the group's number, or both where several groups follow one prompt."""
+    prompts, group = population.prompts, f"group {population.indices[i]}"
+    if not prompts:
+        return group
+    return prompts[i] if prompts.count(prompts[i]) == 1 else f"{prompts[i]} ({group})"
 
 
 def gallery(population: Population) -> str:
@@ -32,6 +41,10 @@ def gallery(population: Population) -> str:
     if population.modality == "tensor":
         return _plots(population)
     try:
+        if population.modality in ("images", "video") and (population.prompts or population.unsteered is not None):
+            from .cards import cards
+
+            return cards(population)
         return _columns(population)
     except ImportError as error:
         return f'<p class="missing">The pictures are missing here: {escape(str(error))}</p>'
@@ -67,14 +80,15 @@ def _columns(population: Population) -> str:
     )
 
 
-def tiles(population: Population, which: list[tuple[int, int]], w: Tensor, grouped: bool = False) -> str:
-    """The particles (group, position) as pictures or texts, each with its reward and weight; w (G, K)."""
+def tiles(population: Population, which: list[tuple[int, int]], w: Tensor, grouped: bool = False, largest: int = 320) -> str:
+    """The particles (group, position) as pictures of at most `largest` pixels or as texts, each with its reward and weight; w (G, K)."""
     tops = w.amax(-1).tolist()
     best = population.rewards.nan_to_num(nan=-math.inf).argmax(-1).tolist()
     text = population.modality == "text"
     flat = uniform(population)
     items = []
     decimals = places(population.rewards.flatten().tolist())
+    flagged = population.flagged
     for i, j in which:
         reward, weight = float(population.rewards[i, j]), float(w[i, j])
         of = f" of {group_label(population, i)}" if population.shape[0] > 1 else ""
@@ -84,19 +98,20 @@ def tiles(population: Population, which: list[tuple[int, int]], w: Tensor, group
         numbers = f"<b>{fixed(reward, decimals)}</b>" + ("" if flat else f"<span>{percent(weight)}</span>")
         numbers += f"<em>{escape(group_label(population, i).partition(':')[0])}</em>" if grouped else ""
         kind = "tile best" if j == best[i] else "tile"
+        flag = MARKED if bool(flagged[i, j]) else ""
         items.append(
-            f'<li class="{kind}" title="{escape(tip)}">{_content(population.samples[i][j], text, tip)}<div>{numbers}{bar}</div></li>'
+            f'<li class="{kind}" title="{escape(tip)}">{_content(population.samples[i][j], text, tip, largest)}{flag}<div>{numbers}{bar}</div></li>'
         )
     legend = "" if flat else " and weight"
     size = "" if text or max(population.samples.shape[-2:]) <= 96 else " large"
     return f'<ol class="{"texts" if text else "tiles"}{size}" aria-label="samples with reward{legend}">{"".join(items)}</ol>'
 
 
-def _content(sample: Any, text: bool, tip: str) -> str:
+def _content(sample: Any, text: bool, tip: str, largest: int) -> str:
     if text:
         return f"<p>{escape(str(sample))}</p>"
     size = ' class="pixels"' if max(sample.shape[-2:]) <= 128 else ""
-    return f'<img{size} src="{data_uri(sample)}" alt="{escape(tip)}">'
+    return f'<img{size} src="{data_uri(sample, largest)}" alt="{escape(tip)}">'
 
 
 def _plots(population: Population) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from .gallery import gallery, group_label
 from .journey import charts, trees
 from .verdict import standard_error, verdict
-from .words import count, duration, number, obstacle, percent, repeat_line, sentence, title
+from .words import count, duration, number, obstacle, percent, plural, repeat_line, sentence, title
 
 if TYPE_CHECKING:
     from ..population import Population
@@ -40,7 +40,7 @@ def page(population: Population) -> str:
     """The report as one HTML document: no network, no scripts, light and dark, readable at phone width and in print."""
     heading = title(population)
     sections = [
-        ("Samples", gallery(population)),
+        ("Prompts" if population.prompts else "Samples", gallery(population)),
         ("Parts of the reward", _parts(population)),
         ("Groups", _groups(population)),
         ("On the way", charts(population)),
@@ -81,19 +81,29 @@ def _tiles(population: Population) -> str:
     means = population.mean()[population.ess > 0]
     error = standard_error(population) if population.exact else math.nan
     weighted = "weighted" if math.isnan(error) else f"±\u00a0{number(error, 2)}, weighted"
-    facts = [
-        ("mean reward", number(means.mean()) if len(means) else "–", weighted if population.exact else "of the particles"),
-        ("best reward", number(rewards.max()) if len(rewards) else "–", f"of {count(g * k)}"),
-    ]
+    facts = [("mean reward", number(means.mean()) if len(means) else "–", weighted if population.exact else "of the particles")]
+    best = population.rewards.amax(-1)
+    if population.prompts and g > 1 and best.isfinite().any():
+        # What text-to-image tables report: the best of each prompt, averaged.
+        facts.append(("best per prompt", number(best[best.isfinite()].mean()), f"{number(best.max())} the highest"))
+    else:
+        facts.append(("best reward", number(rewards.max()) if len(rewards) else "–", f"of {count(g * k)}"))
     if population.exact:
         facts.append(("effective sample size", number(population.ess.mean()), f"of {count(k)}" + (" per group" if g > 1 else "")))
     z = population.log_z[population.log_z.isfinite()]
     if len(z):
         apart = f"±\u00a0{number(z.std(), 2)} over groups" if len(z) > 1 else "log E exp(λ r)"
+        # Prompts have evidences of their own: how these differ says nothing of how well they are known.
+        apart = "mean over prompts" if len(set(population.prompts)) > 1 else apart
         facts.append(("log Z", number(z.mean()), apart))
     if len(population.ancestors):
         left = population.surviving_lineages.double().mean()
         facts.append(("lineages left", number(left, 3 if g > 1 else 6), f"of {count(population.ancestors.shape[-1])}"))
+    if population.unsteered is not None:
+        draws = plural(population.unsteered.shape[1], "draw") + (" each" if g > 1 else "")
+        facts.append(("unsteered reward", number(population.unsteered.mean().nanmean()), f"mean of {draws}"))
+    if "nsfw" in population.parts:
+        facts.append(("flagged nsfw", count(population.flagged.sum()), f"of {count(g * k)}"))
     facts.append(("network rows", count(population.nfe), duration(population.seconds.get("total", 0.0))))
     return '<dl class="facts">' + "".join(f"<div><dt>{a}</dt><dd>{b}<small>{c}</small></dd></div>" for a, b, c in facts) + "</dl>"
 
@@ -102,10 +112,12 @@ def _tiles(population: Population) -> str:
 
 
 def _parts(population: Population) -> str:
-    if not population.parts:
+    # A checker's flags are no part of the score.
+    parts = {name: part for name, part in population.parts.items() if name != "nsfw"}
+    if not parts:
         return ""
     rows = []
-    for name, part in population.parts.items():
+    for name, part in parts.items():
         best = part.gather(-1, population.rewards.nan_to_num(nan=-math.inf).argmax(-1, keepdim=True))
         rows.append([name, number(population.mean(part).mean()), number(best.mean()), number(part.amin()), number(part.amax())])
     return table(["part", "weighted mean", "at the best sample", "lowest", "highest"], rows)
@@ -165,10 +177,19 @@ def _cost(population: Population) -> str:
     solved = (
         f'<p class="more">Before that, {count(pilot["nfe"])} network rows solved λ for {escape(str(pilot["wish"]))}.</p>' if pilot else ""
     )
+    beside = population.unsteered
+    apart = f'<p class="more">Counted apart: {_apart(population, beside)}</p>' if beside is not None else ""
     return (
         f'<div class="scroll"><table class="cost"><thead><tr><th>what</th><th>rows</th><th>time</th><th>share of the time</th></tr></thead>'
-        f"<tbody>{''.join(cells)}</tbody><tfoot>{foot}</tfoot></table></div>{faults}{solved}"
+        f"<tbody>{''.join(cells)}</tbody><tfoot>{foot}</tfoot></table></div>{faults}{solved}{apart}"
     )
+
+
+def _apart(population: Population, beside: Population) -> str:
+    if not beside.nfe:
+        return "nothing. The unsteered draws are the first ones of the comparison's base run."
+    n, each = beside.shape[1], " per group" if population.shape[0] > 1 else ""
+    return f"{plural(n, 'unsteered draw')}{each}, {count(beside.nfe)} network rows in {duration(beside.seconds.get('total', 0.0))}."
 
 
 def _again(population: Population) -> str:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from ..population import Population
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-PAPER, RULE, MARK = (250, 250, 249), (203, 203, 200), (213, 94, 0)
 
 
 def to_pil(image: Tensor) -> Image:
@@ -60,41 +59,14 @@ def fitted(image: Image, smallest: int, largest: int) -> Image:
 
 def data_uri(sample: Tensor, largest: int = 320) -> str:
     """A sample as the address of an inline picture: PNG for small ones, JPEG for photographs."""
-    image = fitted(to_pil(frame(sample)), 1, largest)
+    image = to_pil(frame(sample))
+    drawn = max(image.size) <= 128 or image.mode == "RGBA"
+    image = fitted(image, 1, largest)
     buffer = io.BytesIO()
-    if max(image.size) <= 128 or image.mode == "RGBA":
+    if drawn:
         kind = "png"
         image.save(buffer, format="PNG", optimize=True)
     else:
         kind = "jpeg"
         image.save(buffer, format="JPEG", quality=88)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def contact_sheet(population: Population, max_per_group: int = 64) -> Image:
-    """All samples on one sheet: groups from top to bottom between thin rules, the heaviest first, the best of each group framed."""
-    pil, draw = need("PIL.Image", "report"), need("PIL.ImageDraw", "report")
-    if population.modality not in ("images", "video"):
-        raise TypeError(f"these samples are {population.modality}; a contact sheet is made of images")
-    g, k = population.shape
-    n = min(k, max_per_group)
-    chosen = order(population)[:, :n].tolist()
-    first = fitted(to_pil(frame(population.samples[0, 0])), 96, 256)
-    (width, height), gap, between = first.size, 5, 17
-    columns = min(n, 16 if g > 1 else math.ceil(math.sqrt(1.6 * n * height / width)))
-    rows = math.ceil(n / columns)
-    band = rows * (height + gap) - gap
-    sheet = pil.new("RGB", (columns * (width + gap) - gap + 2 * between, g * (band + between) + between), PAPER)
-    pen = draw.Draw(sheet)
-    for i in range(g):
-        top = between + i * (band + between)
-        if i:
-            pen.line((between, top - between // 2 - 1, sheet.width - between - 1, top - between // 2 - 1), fill=RULE)
-        best = population.rewards[i].nan_to_num(nan=-math.inf).argmax().item()
-        for j, particle in enumerate(chosen[i]):
-            x, y = between + j % columns * (width + gap), top + j // columns * (height + gap)
-            picture = fitted(to_pil(frame(population.samples[i, particle])), 96, 256)
-            sheet.paste(picture, (x, y), picture if picture.mode == "RGBA" else None)
-            if particle == best:
-                pen.rectangle((x - 3, y - 3, x + width + 2, y + height + 2), outline=MARK, width=2)
-    return sheet

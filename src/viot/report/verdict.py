@@ -36,8 +36,7 @@ class Verdict:
 
 def dead_groups(population: Population) -> str | None:
     """Which groups died, if any."""
-    indices = population.config.get("groups") or range(population.shape[0])
-    dead = [indices[i] for i in population.dead_groups]
+    dead = [population.indices[i] for i in population.dead_groups]
     if not dead:
         return None
     names = ", ".join(map(str, dead[:8])) + (" …" if len(dead) > 8 else "")
@@ -173,14 +172,9 @@ def standard_error(population: Population) -> float:
     w, mean, n = population.weights.double(), population.mean(), int(alive.sum())
     deviation = torch.where(w > 0, w * (population.rewards - mean[:, None]), 0.0)
     variance = held.scatter_add(-1, population.roots, deviation)[alive].square().sum(-1).mean()
-    if n > 1 and not prompts_of(population):
+    if n > 1 and not population.prompts:
         variance = torch.maximum(variance, mean[alive].var())
     return float((variance / n).sqrt())
-
-
-def prompts_of(population: Population) -> list[str]:
-    """The prompts that the groups follow, where the record knows them."""
-    return (population.config.get("model") or {}).get("config", {}).get("prompts") or []
 
 
 def _accuracy(population: Population) -> str:
@@ -195,12 +189,11 @@ def _accuracy(population: Population) -> str:
 def _agreement(population: Population) -> tuple[float, str | None]:
     """The standard deviation of log Z over the groups that share a prompt, and what it means."""
     g = population.shape[0]
-    prompts = prompts_of(population)
-    indices = list(population.config.get("groups") or range(g))
-    same: dict[int, list[float]] = {}
+    prompts = population.prompts
+    same: dict[str, list[float]] = {}
     for i, z in enumerate(population.log_z.tolist()):
         if math.isfinite(z):
-            same.setdefault(indices[i] % len(prompts) if prompts else 0, []).append(z)
+            same.setdefault(prompts[i] if prompts else "", []).append(z)
     sets = [torch.tensor(z, dtype=torch.float64) for z in same.values() if len(z) > 1]
     if not sets:
         alone = g == 1 and bool(population.log_z.isfinite().all())

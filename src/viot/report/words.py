@@ -75,6 +75,15 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def size(number: float) -> str:
+    """Bytes in the unit that fits: 812 KiB, 3.4 GiB."""
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    power = 0
+    while number >= 1000 and power < len(units) - 1:
+        number, power = number / 1024, power + 1
+    return f"{number:.1f} {units[power]}" if power and number < 99.5 else f"{number:.0f} {units[power]}"
+
+
 def plural(n: float, noun: str) -> str:
     """1 particle, 64 particles."""
     return f"{count(n)} {noun}{'' if n == 1 else 's'}"
@@ -112,6 +121,8 @@ def sentence(population: Population) -> str:
     config, (g, k) = population.config, population.shape
     ran = int(config.get("particles", k))
     who = plural(ran, "particle") if g == 1 else f"{plural(g, 'group')} of {plural(ran, 'particle')}"
+    if g > 1 and len(set(population.prompts)) == g:
+        who = f"{plural(ran, 'particle')} for each of {plural(g, 'prompt')}"
     steps, lam = config.get("steps"), config.get("lam")
     doing = f"drawn by {method_name(config)}" + (f" in {plural(steps, 'step')}" if steps else "")
     wish = (config.get("lam_pilot") or {}).get("wish")

@@ -1,0 +1,5 @@
+"""What the papers measured: tasks with the settings that were published for each method."""
+
+from .tasks import Preset, tasks
+
+__all__ = ["Preset", "tasks"]

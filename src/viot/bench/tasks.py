@@ -1,0 +1,115 @@
+"""Published text-to-image tasks by name: model, reward, prompts, and for each method the schedule and strength it was published with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.resources import files
+from typing import Any
+
+from .. import prompts
+from ..methods.smc import EVERY_FIFTH, EVERY_TENTH
+from ..registry import Registry
+
+tasks = Registry("task")
+
+#: Text-to-image strength of FK steering's "max" potential and its re-implementations (arXiv 2506.20701, appendix B).
+STRONG = 10.0
+
+#: λ and the settings of each method for text-to-image at η = 1, spelled out: a task must not drift when a default does.
+#: FK steering as arXiv 2506.20701 (appendices B and G) runs it. The start and end of VASR's schedule, its λ, and the constants of FVD were
+#: not published: those here are the library's readings, every fifth of 50 steps from the 5th to the 45th.
+TEXT_TO_IMAGE: dict[str, tuple[float, dict[str, Any]]] = {
+    "base": (STRONG, {"eta": 1.0}),
+    "best-of-n": (STRONG, {"eta": 1.0, "n": None}),
+    "importance": (STRONG, {"eta": 1.0}),
+    "fkd": (STRONG, {"eta": 1.0, "potential": "max", "schedule": EVERY_TENTH, "resampling": "multinomial", "ess_threshold": 0.5}),
+    "vasr": (1.0, {"eta": 1.0, "schedule": EVERY_FIFTH, "resampling": "systematic", "order": "score"}),
+    "vasr-max": (1.0, {"eta": 1.0, "schedule": EVERY_FIFTH}),
+    "fvd": (STRONG, {"eta_base": 0.0, "eta_rebirth": 1.0, "schedule": EVERY_FIFTH, "cap": 0.5}),
+}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A task as it was published; whatever the command line says goes over it.
+
+    prompts     gives the list, one group each: from the package, or downloaded when asked
+    papers      who reported it, and where the prompts are from
+    particles   K: with `steps` the budget of K·T network rows per prompt
+    methods     method -> (λ, settings). A method that is not named has its own defaults, at `lam`
+    """
+
+    model: str
+    reward: str
+    prompts: Callable[[], list[str]]
+    papers: tuple[str, ...]
+    particles: int
+    steps: int
+    lam: float
+    methods: dict[str, tuple[float, dict[str, Any]]]
+
+    def published(self, method: str) -> tuple[float, dict[str, Any]]:
+        """λ and settings for a method."""
+        lam, settings = self.methods.get(method, (self.lam, {}))
+        return lam, dict(settings)
+
+
+def download(name: str, address: str, expected: int) -> list[str]:
+    """The prompts of a public file, whose number must be as published."""
+    import urllib.request
+
+    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    url = f"{hub}/{address}"
+    advice = f"Give a copy of your own instead: --task {name} --prompts FILE"
+    try:
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            text = answer.read().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OSError(f"the prompts of {name} could not be downloaded from {url} ({getattr(error, 'reason', error)}). {advice}") from error
+    found = prompts.parse(text, f"{name}.csv")
+    if len(found) != expected:
+        raise ValueError(f"{url} holds {len(found)} prompts, not the {expected} of {name}. {advice}")
+    return found
+
+
+def embedded(name: str) -> list[str]:
+    """The prompts of a text file in this package."""
+    return prompts.parse(files("viot.bench").joinpath(name).read_text(encoding="utf-8"), name)
+
+
+# The smallest budget of arXiv 2506.20701's tables is 1 000 network calls per prompt: 20 particles of 50 steps.
+_STABLE_DIFFUSION = partial(
+    Preset, model="stable-diffusion-v1-5/stable-diffusion-v1-5", particles=20, steps=50, lam=STRONG, methods=TEXT_TO_IMAGE
+)
+
+
+@tasks.add(
+    "drawbench",
+    "the 200 prompts of DrawBench, Stable Diffusion 1.5 toward ImageReward",
+    cost="200 × 1000 network rows",
+    licence="prompts downloaded, licence not stated",
+)
+def _drawbench() -> Preset:
+    address = "datasets/sayakpaul/drawbench/resolve/main/DrawBench%20Prompts%20-%20Sheet1.csv"
+    return _STABLE_DIFFUSION(
+        reward="imagereward",
+        prompts=partial(download, "drawbench", address, 200),
+        papers=("arXiv 2506.20701", "arXiv 2604.06779", "arXiv 2205.11487"),
+    )
+
+
+@tasks.add(
+    "animals",
+    "45 animals by name, Stable Diffusion 1.5 toward the LAION aesthetic score",
+    cost="45 × 1000 network rows",
+    licence="prompts MIT (kvablack/ddpo-pytorch)",
+)
+def _animals() -> Preset:
+    return _STABLE_DIFFUSION(
+        reward="aesthetic",
+        prompts=partial(embedded, "animals.txt"),
+        papers=("arXiv 2506.20701", "arXiv 2604.06779", "arXiv 2305.13301"),
+    )
