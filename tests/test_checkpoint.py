@@ -192,10 +192,10 @@ def test_total_seconds_go_on(tmp_path):
         ({"steps": 7}, "steps: 6 there, 7 here"),
         ({"particles": 9}, "particles: 8 there, 9 here"),
         ({"groups": [0, 2]}, r"groups: \[0, 1\] there, \[0, 2\] here"),
-        ({"method": "importance"}, "method: .*vasr.* there, .*importance"),
+        ({"method": "importance"}, r"method\.name: .*vasr.* there, .*importance"),
         ({"method": VASR(temperature=2.0)}, "temperature"),
         ({"reward": viot.rewards.Quadratic()}, "reward: 'close' there, 'quadratic' here"),
-        ({"model": "gaussian"}, "model: .*Interrupted.* there, .*gaussian.* here"),
+        ({"model": "gaussian"}, r"model\.name: .*Interrupted.* there, .*gaussian.* here"),
     ],
 )
 @pytest.mark.parametrize("finished", [False, True])

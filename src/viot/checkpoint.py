@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,12 @@ class Checkpoint:
 
     def _check(self, found: dict[str, Any]) -> None:
         ours = json.loads(json.dumps(self.config))
-        differ = [k for k in ours if k not in self.FREE and ours[k] != found.get(k)]
+        differ = list(_differences({k: v for k, v in ours.items() if k not in self.FREE}, found))
         if differ:
-            which = "; ".join(f"{k}: {found.get(k)!r} there, {ours[k]!r} here" for k in differ)
-            raise ValueError(f"the checkpoint in {self.folder} belongs to another run ({which}). Use another folder, or remove this one.")
+            more = f", and {len(differ) - 4} more" if len(differ) > 4 else ""
+            raise ValueError(
+                f"the checkpoint in {self.folder} belongs to another run ({'; '.join(differ[:4])}{more}). Use another folder, or remove this one."
+            )
 
     def load(self, device: torch.device) -> State | Population | None:
         """The state to go on from, or the finished answer, or nothing."""
@@ -62,3 +65,13 @@ class Checkpoint:
     def finish(self, population: Population) -> None:
         population.save(self.folder)
         self.state.unlink(missing_ok=True)
+
+
+def _differences(ours: Any, found: Any, where: str = "") -> Iterator[str]:
+    """Where two configurations differ, in words: the innermost entries alone."""
+    if isinstance(ours, dict) and isinstance(found, dict):
+        for key in dict.fromkeys((*ours, *(found if where else ()))):
+            yield from _differences(ours.get(key), found.get(key), f"{where}.{key}" if where else key)
+    elif ours != found:
+        there, here = (text if len(text := repr(value)) < 60 else f"{text[:57]}…" for value in (found, ours))
+        yield f"{where}: {there} there, {here} here"

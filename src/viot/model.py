@@ -92,7 +92,8 @@ class Prediction:
 class Model(Protocol):
     """A pretrained reverse Markov chain. Anyone can write one in 30 lines; `viot.testing.check_model` says what is missing.
 
-    Optional: `kernel` (default `Gaussian()`), `prompts` (one per group), `differentiable` (may gradients pass through `predict` and
+    Optional: `kernel` (default `Gaussian()`), `prompts` (one per group), `groups` (how many a run has
+    unless it says otherwise; the prompts, or 1), `differentiable` (may gradients pass through `predict` and
     `decode`?), `preview(x0, group)` (a cheaper `decode` for the clean guesses scored on the way), `flags` (name -> (rows,), what a checker
     of the model's own said of the rows decoded last), `release()` (called when a run ends), `config` (plain values for the record). A
     model never turns gradients off itself.

@@ -277,6 +277,8 @@ class Population:
         self._write(folder / "population.safetensors", record)
         if self.unsteered is not None:
             self.unsteered._write(folder / "unsteered.safetensors", record["unsteered"])
+        else:
+            (folder / "unsteered.safetensors").unlink(missing_ok=True)
         if images := save_report(self, folder):
             record["images"] = images
         # Last, because its presence says that the folder is complete.

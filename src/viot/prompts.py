@@ -35,7 +35,7 @@ def parse(text: str, source: str) -> list[str]:
     """The prompts in the text of a file; its kind is that of the source's name, which errors tell."""
     kind = Path(source).suffix.lower()
     if kind == ".txt":
-        found = [line.strip() for line in text.splitlines() if line.strip()]
+        found = [line.strip() for line in text.split("\n") if line.strip()]
     elif kind in (".csv", ".tsv"):
         found = _table(text, source, "\t" if kind == ".tsv" else ",")
     else:
@@ -65,7 +65,7 @@ def _table(text: str, source: str, delimiter: str) -> list[str]:
 def _json(text: str, source: str, lines: bool) -> list[Any]:
     try:
         if lines:
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
+            return [json.loads(line) for line in text.split("\n") if line.strip()]
         value = json.loads(text) if text.strip() else []
     except json.JSONDecodeError as error:
         raise ValueError(f"{source} is not valid JSON ({error})") from error

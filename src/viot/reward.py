@@ -25,7 +25,8 @@ class Reward(Protocol):
 
     What it asks for by name it receives, one entry per row: `prompts` (the model's prompt of the row's group), `group` (the group's
     index) and `noise` (a standard normal number, for rewards that are random: drawn so that a run can be repeated). −inf is a hard
-    constraint. Optional attributes: `differentiable`, `name`.
+    constraint. Optional attributes: `differentiable`, `name`, and `check(prompts)`, which raises for prompts that it can't score, before any
+    network call.
     """
 
     def __call__(self, samples: Any) -> Tensor | Scores: ...

@@ -164,6 +164,8 @@ def prepare(
     model = as_model(model)
     if "prompts" in wants and not getattr(model, "prompts", None):
         raise ValueError(f"the reward {name_of(reward)} asks for prompts, and the model {type(model).__name__} has none")
+    if "prompts" in wants and callable(check := getattr(reward, "check", None)):
+        check(getattr(model, "prompts", ()))
     if model.dtype in (torch.float16, torch.bfloat16):
         raise ValueError(
             f"{type(model).__name__}.dtype is that of the chain's states and must be float32 or float64 (or integer, for tokens), not "
@@ -182,8 +184,10 @@ def prepare(
     if not isinstance(grid, Grid) or len(grid) != steps:
         got = f"{len(grid)} steps" if isinstance(grid, Grid) else type(grid).__name__
         raise ValueError(f"{type(model).__name__}.grid({steps}) must return a viot.Grid of {steps} steps, not {got}")
+    kernel = getattr(model, "kernel", None) or Gaussian()
     config = {
         "model": describe(given_model, model),
+        **({} if kernel == Gaussian() else {"kernel": plain(kernel)}),
         "reward": given_reward if isinstance(given_reward, str) else name_of(reward),
         "method": {"name": name_of_method(method), **plain(getattr(method, "settings", dict)())},
         "particles": k,
@@ -210,7 +214,6 @@ def prepare(
             found = pilot.finish()
         config |= {"lam": lam.solve(found.rewards), "lam_pilot": {"wish": str(lam), "nfe": found.nfe, "reward_rows": found.reward_rows}}
     rng = Rng(seed)
-    kernel = getattr(model, "kernel", None) or Gaussian()
     evaluate = Evaluate(model, reward, kernel, rng, batch_size)
     problem = Problem(evaluate, grid, kernel, indices, k, float(config["lam"]), rng, budget)
     return Run(problem, method, config)
@@ -221,9 +224,9 @@ def name_of_method(method: Any) -> str:
 
 
 def _groups(groups: int | Sequence[int] | None, model: Model) -> tuple[int, ...]:
-    prompts = getattr(model, "prompts", None)
     if groups is None:
-        groups = len(prompts) if prompts else 1
+        # A model may have several conditions without having words for them: embeddings, pictures, classes.
+        groups = getattr(model, "groups", None) or len(getattr(model, "prompts", None) or ()) or 1
     if not isinstance(groups, Iterable):
         return tuple(range(_whole("groups", groups)))
     indices = () if isinstance(groups, str) else tuple(_whole("a group's index", g, least=0) for g in groups)

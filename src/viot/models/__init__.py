@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ..registry import Registry, unknown
@@ -58,7 +59,7 @@ def load(name: str, **settings: Any) -> Any:
     """
     if name in models:
         return models[name].make(**settings)
-    if "/" in name or name.startswith("."):
+    if "/" in name or name.startswith(".") or Path(name).is_dir():
         from .hub import from_pretrained
 
         return from_pretrained(name, **settings)
@@ -86,13 +87,20 @@ def from_pipeline(pipe: Any, *, tiny_vae: Any = None, **call_kwargs: Any) -> Any
         raise TypeError(f"{type(pipe).__name__} can't be steered: {reason}")
     check_call(pipe, call_kwargs)
     kind = type(pipe).__name__
+    if tiny_vae is not None and (kind == "DiTPipeline" or not hasattr(pipe, "vae")):
+        raise ValueError(f"{kind} has no decoder that a tiny_vae could stand in for")
     if kind in ("DDPMPipeline", "DDIMPipeline"):
         from .unet import UNet
+
+        if call_kwargs:
+            raise ValueError(f"{kind} is called without any of its keywords here; leave {', '.join(call_kwargs)} out")
 
         return UNet(pipe.unet, pipe.scheduler)
     if kind == "DiTPipeline":
         from .dit import DiT
 
+        if "class_labels" not in call_kwargs:
+            raise ValueError("DiTPipeline needs classes: viot.from_pipeline(pipe, class_labels=[207, 360]), indices or names")
         return DiT(pipe, **call_kwargs)
     from .diffusers import Pipeline
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def from_pretrained(
     variant: str | None = None,
     **settings: Any,
 ) -> Any:
-    """The Model of a checkpoint. A pipeline of unet and scheduler alone is a pixel-space UNet; any other goes through `from_pipeline`.
+    """The Model of a checkpoint: a pixel-space UNet where its pipeline is one, and else what `from_pipeline` makes.
 
     dtype       of the network (torch.bfloat16, "float16", …); states stay float32
     variant     of the weight files, for example "fp16"
@@ -33,13 +34,17 @@ def from_pretrained(
     precision = torch.float32 if dtype is None else dtype_of(dtype)
     hub = {key: value for key, value in (("revision", revision), ("variant", variant)) if value is not None}
     try:
-        parts = {k for k in diffusers.DiffusionPipeline.load_config(str(name), **_only(hub, "revision")) if not k.startswith("_")}
+        index = diffusers.DiffusionPipeline.load_config(str(name), **_only(hub, "revision"))
+        # Pipelines of a pixel-space UNet take no latents (DDPM, DDIM, PNDM); those that do are called themselves (consistency models).
+        kind = getattr(diffusers, index["_class_name"], None)
+        pixels = {k for k in index if not k.startswith("_")} == {"unet", "scheduler"}
+        pixels = pixels and (kind is None or "latents" not in inspect.signature(kind.__call__).parameters)
     except (OSError, ValueError) as error:
         # No pipeline there: a bare network, perhaps.
         if set(settings) - {"patch", "compile", "autocast"}:
             raise missing(str(name), f"a folder (./{Path(name).name})", error) from error
-        parts = {"unet", "scheduler"}
-    if parts == {"unet", "scheduler"}:
+        pixels = True
+    if pixels:
         from .unet import UNet
 
         if variant is not None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..model import Grid, Prediction
 from ..optional import need
-from .levels import levels_of
+from .levels import Preconditioned, levels_of
 
 
 def digest(network: torch.nn.Module, sums: bool = True) -> str:
@@ -48,10 +48,12 @@ class UNet:
         if getattr(unet.config, "sample_size", None) is None:
             raise ValueError("this UNet's config has no sample_size, so the size of its images is unknown; set unet.config.sample_size")
         self.levels = levels_of(scheduler)
+        if isinstance(self.levels, Preconditioned):
+            raise TypeError(f"{type(scheduler).__name__} rescales what its network reads; give viot.from_pipeline the whole pipeline")
         size = unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         channels = unet.config.in_channels
-        self.unet = unet.eval()
+        self.unet = unet
         self.network = torch.compile(self.unet) if compile else self.unet
         self.scheduler = copy.deepcopy(scheduler)
         self.patch, self.autocast = patch, autocast
@@ -105,8 +107,7 @@ class UNet:
         return torch.randn(n, *self.event_shape, generator=generator)
 
     def predict(self, x: Tensor, t: Tensor, group: Tensor) -> Prediction:
-        inputs = self.levels.scaled(x, t)
-        inputs = F.pixel_unshuffle(inputs, self.patch) if self.patch > 1 else inputs
+        inputs = F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x
         cast = torch.autocast(x.device.type, self.autocast) if self.autocast is not None else contextlib.nullcontext()
         with cast:
             out = self.network(inputs.to(self.unet.dtype), t).sample

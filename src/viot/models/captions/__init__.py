@@ -9,7 +9,6 @@ import torch
 
 from ...hub import dtype_of, quietly
 from ...optional import need
-from ..diffusers import Pipeline
 from ..hub import as_dtype
 
 FOLDER = Path(__file__).parent
@@ -30,6 +29,8 @@ def load(
         # Kept in half precision on disk, computed in whatever is asked for.
         pipe = diffusers.StableDiffusionPipeline.from_pretrained(FOLDER, safety_checker=None, **as_dtype(precision)).to(device)
     prompts = list(PROMPTS) if prompt is None else prompt
-    model = Pipeline(pipe, prompt=prompts, **{"guidance_scale": 3.0, **call})
+    from .. import from_pipeline
+
+    model = from_pipeline(pipe, prompt=prompts, **{"guidance_scale": 3.0, **call})
     model.config["name"] = "captions"
     return model

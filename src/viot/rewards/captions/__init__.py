@@ -51,6 +51,11 @@ class Captions:
         if caption is not None:
             parse(caption)
 
+    def check(self, prompts: Sequence[str]) -> None:
+        """ValueError for a prompt that is not in the language."""
+        for prompt in prompts:
+            parse(prompt)
+
     def __call__(self, samples: Tensor, prompts: Sequence[str] | None = None) -> Scores:
         texts = prompts if self.caption is None else [self.caption] * len(samples)
         if texts is None:
