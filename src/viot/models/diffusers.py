@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,9 +10,10 @@ from torch import Tensor
 
 from ..kernel import Gaussian
 from ..model import Grid, Prediction
+from .encoder import TEXT, Encoder, Uneven, said
 from .levels import Levels, levels_of
 from .oracle import Oracle
-from .unet import digest, tensor_digest
+from .unet import digest
 
 
 class Pipeline:
@@ -28,23 +28,18 @@ class Pipeline:
         self.oracle = Oracle(pipe, self.levels, {"encode_prompt": Encoder(pipe)} if hasattr(pipe, "encode_prompt") else {})
         self.kernel = Gaussian(fresh=self.levels.fresh)
         self.shared, self.own, self.prompts, self.P = _by_prompt(call_kwargs)
-        # Conditions other than text are made for one prompt at a time.
         takes = self.oracle.call_takes
-        self._pictures = any(call_kwargs.get(name) is not None for name in takes if name in PICTURES)
-        texts = all("prompt" in name for name in self.own)
-        self._mixes = texts and not self._pictures and bool(self.own)
-        self._count = next((name for name in takes if name.startswith("num_") and name.endswith("_per_prompt")), None)
-        self._count = "batch_size" if not self.own and "batch_size" in takes else self._count
+        count = next((name for name in takes if name.startswith("num_") and name.endswith("_per_prompt")), None)
+        self._count = "batch_size" if not self.own and "batch_size" in takes else count
         self.dtype = torch.float32
         self.flags: dict[str, Tensor] = {}
-        try:
-            start = self.oracle.start(None, self._call(torch.arange(self.P), torch.Generator().manual_seed(0)))
-        except Uneven:
-            self._mixes = False
-            start = self.oracle.start(None, self._call(torch.tensor([0]), torch.Generator().manual_seed(0)))
-        self.event_shape, self._latent_dtype = tuple(start.shape[1:]), start.dtype
-        # The watermark leaves the graph.
-        self.differentiable = hasattr(type(pipe).__call__, "__wrapped__") and getattr(pipe, "watermark", None) is None
+        start = self._first_start(call_kwargs)
+        self.event_shape = tuple(start.shape[1:])
+        self._precisions = {self._precision(): start.dtype}
+        self._probed = False
+        # The watermark leaves the graph, and so do arrays.
+        wrapped = hasattr(type(pipe).__call__, "__wrapped__") and type(pipe).__name__ not in ARRAYS
+        self.differentiable = wrapped and getattr(pipe, "watermark", None) is None
         self.config = _record(pipe, self.levels, call_kwargs) | {"tiny_vae": tiny_vae is not None}
 
     @property
@@ -67,10 +62,16 @@ class Pipeline:
     def prior(self, n: int, generator: torch.Generator, group: Tensor | None = None, t: Tensor | None = None) -> Tensor:
         """x_T (n, *event_shape) as the pipeline starts: noise, or its noised image at the first time t."""
         first = torch.zeros(1, dtype=torch.long) if group is None else group[:1].cpu() % self.P
-        return self.oracle.start(t, self._call(first.expand(n), generator)).float()
+        if self._how != "alone":
+            return self.oracle.start(t, self._call(first.expand(n), generator)).float()
+        return torch.cat([self.oracle.start(t, self._call(first, generator)) for _ in range(n)]).float()
 
     def predict(self, x: Tensor, t: Tensor, group: Tensor) -> Prediction:
-        pieces = [(rows, self.oracle.output(x[rows].to(self._latent_dtype), level, call)) for rows, level, call in self._calls(t, group)]
+        like = self._state_dtype()
+        if not self._probed:
+            self.oracle.probe(x[:1].detach().to(like), t[0], lambda: self._call(group[:1].cpu() % self.P, None))
+            self._probed = True
+        pieces = [(rows, self.oracle.output(x[rows].to(like), level, call)) for rows, level, call in self._calls(t, group)]
         return self.levels.read(x, _joined(pieces), t)
 
     def decode(self, x0: Tensor, group: Tensor) -> Tensor:
@@ -92,11 +93,44 @@ class Pipeline:
 
     # -- pieces -------------------------------------------------------------------------------------------------------------------
 
+    def _first_start(self, call: Mapping[str, Any]) -> Tensor:
+        """A start of two rows or more, and with it `_how` rows are asked for.
+
+        "rows"   a prompt for each row: if nothing but texts is given, and their encodings have one shape
+        "count"  one prompt at a time, and the number of its samples
+        "alone"  one row at a time: some pipelines do not heed the number
+        """
+        texts = all("prompt" in name for name in self.own) and not any(_seen(value) for n, value in call.items() if "prompt" not in n)
+        found = 0
+        for how in ["rows"] * (texts and bool(self.own)) + ["count"] * (self._count is not None) + ["alone"]:
+            rows = {"rows": torch.arange(max(2, self.P)) % self.P, "count": torch.tensor([0, 0]), "alone": torch.tensor([0])}[how]
+            self._how = how
+            try:
+                start = self.oracle.start(None, self._call(rows, torch.Generator().manual_seed(0)))
+            except Uneven:
+                continue
+            if (found := len(start)) == len(rows):
+                return start
+        raise TypeError(
+            f"{type(self.pipe).__name__} starts {found} samples where it is asked for one: give it one picture, or one for each prompt"
+        )
+
+    def _precision(self) -> torch.dtype | None:
+        net = next((part for name in ("unet", "transformer") if (part := getattr(self.pipe, name, None)) is not None), None)
+        return None if net is None else next(iter(net.parameters())).dtype
+
+    def _state_dtype(self) -> torch.dtype:
+        """The precision in which the pipeline has its states; another one after it was cast."""
+        if (now := self._precision()) not in self._precisions:
+            self._precisions[now] = self.oracle.start(None, self._call(torch.tensor([0]), torch.Generator().manual_seed(0))).dtype
+        return self._precisions[now]
+
     def _decode(self, x0: Tensor, group: Tensor, **spare: Any) -> Tensor:
-        pieces, flags = [], torch.zeros(len(x0), dtype=torch.bool)
+        pieces, flags, like = [], torch.zeros(len(x0), dtype=torch.bool), self._state_dtype()
         for rows, _, call in self._calls(None, group):
-            images, *more = self.oracle.decoded(x0[rows].to(self._latent_dtype), call, **spare)
-            pieces.append((rows, _as_tensor(images)))
+            images, *more = self.oracle.decoded(x0[rows].to(like), call, **spare)
+            images = _as_tensor(images)
+            pieces.append((rows, (images / 2 + 0.5).clamp(0, 1) if type(self.pipe).__name__ in SIGNED else images))
             if more and isinstance(more[0], (list, tuple)):
                 flags[rows] = torch.tensor([bool(flag) for flag in more[0]])
         checked = getattr(self.pipe, "safety_checker", None) is not None and "safety_checker" not in spare
@@ -106,7 +140,8 @@ class Pipeline:
     def _calls(self, t: Tensor | None, group: Tensor) -> Iterator[tuple[Any, Tensor | None, dict[str, Any]]]:
         """The calls of the pipeline that serve these rows: one per time, and one per prompt where prompts can't share a call."""
         group = group.cpu() % self.P
-        apart = ([] if self._mixes else [group]) + ([] if t is None else [t.cpu()])
+        apart = [] if self._how == "rows" else [group] if self._how == "count" else [torch.arange(len(group))]
+        apart += [] if t is None else [t.cpu()]
         if all(bool((column == column[0]).all()) for column in apart):
             yield slice(None), None if t is None else t[0], self._call(group, None)
             return
@@ -118,110 +153,51 @@ class Pipeline:
     def _call(self, group: Tensor, generator: torch.Generator | None) -> dict[str, Any]:
         """The keywords of a call for these rows: prompts row by row, or one prompt and a count."""
         call, rows, n = dict(self.shared), group.tolist(), len(group)
-        if generator is not None:
-            call["generator"] = generator
-        elif self._pictures and "generator" in self.oracle.call_takes:
-            # Encoding a picture draws from the encoder's posterior: the same draw at every call, for every row.
+        if generator is None and "generator" in self.oracle.call_takes:
+            # Some draw at every call (a picture's encoding, noise for the decoder): the same draw each time, for every row.
             seeds = [torch.Generator().manual_seed(0) for _ in rows]
             call["generator"] = seeds if n > 1 else seeds[0]
-        if self._mixes:
+        elif generator is not None:
+            call["generator"] = generator
+        if self._how == "rows":
             call |= {name: [value[r] for r in rows] if isinstance(value, list) else value[group] for name, value in self.own.items()}
-            return call | {name: [value] * n for name, value in call.items() if isinstance(value, str) and "prompt" in name}
+            return call | {name: [value] * n for name, value in call.items() if isinstance(value, str) and TEXT.fullmatch(name)}
         one = rows[0]
         call |= {name: value[one] if isinstance(value, list) else value[one][None] for name, value in self.own.items()}
-        if self._count is not None:
-            return call | {self._count: n}
-        return call | {name: [value] * n for name, value in call.items() if name in ("prompt", "class_labels") or isinstance(value, str)}
+        return call | ({self._count: n} if self._count is not None and self._how == "count" else {})
 
 
-#: Keywords that bring something to look at. Each of them may be a list with one entry per prompt.
-PICTURES = ("image", "mask_image", "control_image", "video", "ip_adapter_image", "image_embeds")
-LISTS = ("image", "mask_image", "control_image", "video", "class_labels")
+#: Keywords other than prompts of which a list has one entry per prompt.
+LISTS = ("image", "mask_image", "control_image", "depth_map", "video", "image_embeds", "negative_image_embeds", "class_labels")
+#: Pipelines whose "pt" is in [−1, 1], and those that have arrays in its place.
+SIGNED = (
+    "KandinskyPipeline", "KandinskyInpaintPipeline", "Kandinsky3Pipeline", "KandinskyV22Pipeline", "KandinskyV22ControlnetPipeline",
+    "KandinskyV22InpaintPipeline",
+)  # fmt: skip
+ARRAYS = ("LDMTextToImagePipeline",)
 
 
 def _by_prompt(call: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], list[str] | None, int]:
     """The keywords that all prompts share, those with an entry for each of P prompts, the prompts, and P."""
-    given = {name: value for name, value in call.items() if value is not None}
+    given = dict(call)
     prompts = given.get("prompt")
     prompts = [prompts] if isinstance(prompts, str) else None if prompts is None else list(prompts)
     if prompts is not None and (not prompts or not all(isinstance(p, str) for p in prompts)):
         raise ValueError(f"prompt must be a string or a list of strings, not {call['prompt']!r}")
     if prompts is not None:
         given["prompt"] = prompts
-    lists = {n: v for n, v in given.items() if isinstance(v, (list, tuple)) and ("prompt" in n or n in LISTS)}
+    lists = {n: list(v) for n, v in given.items() if isinstance(v, (list, tuple)) and "prompt" in n}
+    seen = {n: list(v) for n, v in given.items() if isinstance(v, (list, tuple)) and n in LISTS and (n != "video" or _many(v))}
     tensors = {n: v for n, v in given.items() if isinstance(v, Tensor) and "prompt" in n}
-    counts = [len(v) for v in ([prompts] if prompts else [tensors[n] for n in ("prompt_embeds",) if n in tensors] or list(lists.values()))]
-    P = max(counts, default=1)  # noqa: N806
-    own = {name: list(value) for name, value in lists.items()} | tensors
+    embeds = [tensors[n] for n in ("prompt_embeds",) if n in tensors]
+    P = max(map(len, [prompts] if prompts else embeds or [*lists.values(), *seen.values()]), default=1)  # noqa: N806
+    own: dict[str, Any] = lists | tensors
     for name, value in own.items():
         if len(value) != P:
             raise ValueError(f"{name} has {len(value)} entries for {P} prompts; give one for all, or one for each")
+    # As many pictures as prompts are one for each; any other number goes with every prompt, as several controls or references do.
+    own |= {name: value for name, value in seen.items() if len(value) == P}
     return {n: v for n, v in given.items() if n not in own}, own, prompts, P
-
-
-class Uneven(Exception):
-    """Prompts whose encodings have different shapes: they can't share a call."""
-
-
-def _pick(pieces: list[Any], index: list[int]) -> Any:
-    """The rows of one output of an encoder, put together from those of the prompts that occur."""
-    if isinstance(pieces[0], list):
-        return [pieces[i][0] for i in index]
-    if len({piece.shape for piece in pieces}) > 1:
-        raise Uneven
-    if len(pieces) == 1:
-        return pieces[0].expand(len(index), *pieces[0].shape[1:])
-    return torch.cat(pieces)[torch.tensor(index, device=pieces[0].device)]
-
-
-class Encoder:
-    """A pipeline's `encode_prompt` that encodes every prompt once, by itself, and answers from memory."""
-
-    def __init__(self, pipe: Any) -> None:
-        self.encode = pipe.encode_prompt
-        self.signature = inspect.signature(self.encode)
-        self.count = next((name for name in self.signature.parameters if name.startswith("num_") and name.endswith("_per_prompt")), None)
-        self.known: dict[Any, list[Any]] = {}
-        self.per_row: dict[str, list[bool]] = {}
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        rest = dict(self.signature.bind(*args, **kwargs).arguments)
-        if any(isinstance(value, (Tensor, dict)) for value in rest.values()):
-            return self.encode(*args, **kwargs)
-        repeats = rest.get(self.count, 1) if self.count is not None else 1
-        rest |= {self.count: 1} if self.count in rest else {}
-        columns = {n: [v] if isinstance(v, str) else v for n, v in rest.items() if "prompt" in n and isinstance(v, (str, list))}
-        # A prompt and what goes with it: texts for one prompt go with every prompt.
-        rows = len(columns.get("prompt", ()))
-        columns = {n: v * rows if len(v) == 1 else v for n, v in columns.items()}
-        if not rows or any(len(v) != rows for v in columns.values()):
-            return self.encode(*args, **kwargs)
-        rest = {n: v for n, v in rest.items() if n not in columns}
-        # The device is among them: a pipeline that has moved encodes anew.
-        about = repr(sorted(rest.items(), key=str))
-
-        def encoded(row: tuple[str, ...], times: int = 1) -> list[Any]:
-            found = self.encode(**rest, **{name: [text] * times for name, text in zip(columns, row, strict=True)})
-            return list(found) if isinstance(found, tuple) else [found]
-
-        def answer(found: list[Any]) -> Any:
-            return tuple(found) if len(found) > 1 else found[0]
-
-        texts = list(zip(*columns.values(), strict=True))
-        distinct = list(dict.fromkeys(texts))
-        for row in distinct:
-            if (about, row) not in self.known:
-                self.known[about, row] = encoded(row)
-        pieces = [self.known[about, row] for row in distinct]
-        index = [distinct.index(row) for row in texts for _ in range(repeats)]
-        if len(index) == 1:
-            return answer(pieces[0])
-        if about not in self.per_row:
-            # What grows with the number of prompts belongs to them; the rest (positions, say) is shared.
-            two = encoded(distinct[0], 2)
-            self.per_row[about] = [hasattr(a, "__len__") and len(b) == 2 * len(a) for a, b in zip(pieces[0], two, strict=True)]
-        grows = self.per_row[about]
-        return answer([_pick([piece[i] for piece in pieces], index) if grows[i] else pieces[0][i] for i in range(len(grows))])
 
 
 # -- small things ---------------------------------------------------------------------------------------------------------------------
@@ -236,25 +212,32 @@ def _joined(pieces: list[tuple[Any, Tensor]]) -> Tensor:
 
 
 def _as_tensor(images: Any) -> Tensor:
-    """What a pipeline calls its pictures, as one tensor."""
+    """What a pipeline calls its pictures, as one tensor (…, C, H, W)."""
     if isinstance(images, (list, tuple)):
-        return torch.stack([torch.as_tensor(image) for image in images])
-    return torch.as_tensor(images)
+        return torch.stack([_as_tensor(image) for image in images])
+    # Arrays have their channels last.
+    return images if isinstance(images, Tensor) else torch.as_tensor(images).movedim(-1, -3)
+
+
+def _many(videos: Any) -> bool:
+    """A list of videos? One video is a list of frames."""
+    return all(isinstance(video, (list, tuple)) or getattr(video, "ndim", 0) > 3 for video in videos)
+
+
+def _seen(value: Any) -> bool:
+    """Is it, or does it hold, something to look at: a tensor, a picture, an array?"""
+    return any(_seen(v) for v in value) if isinstance(value, (list, tuple)) else isinstance(value, Tensor) or hasattr(value, "tobytes")
 
 
 def _record(pipe: Any, levels: Levels, call: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the chain: the pipeline, its scheduler, its network's weights, and how it is called."""
     net = next((part for name in ("unet", "transformer") if (part := getattr(pipe, name, None)) is not None), None)
     told = {name: value for name, value in levels.config.items() if not name.startswith("_")}
-    said = {}
-    for name, value in call.items():
-        plain = isinstance(value, (str, int, float, type(None))) or (isinstance(value, list) and all(isinstance(v, str) for v in value))
-        said[name] = value if plain else tensor_digest(value) if isinstance(value, Tensor) else type(value).__name__
     return {
         "pipeline": type(pipe).__name__,
         "name": pipe.config.get("_name_or_path"),
         "scheduler": {"type": levels.name, **told},
         "weights": None if net is None else digest(net, sums=False),
         "network_dtype": str(getattr(net, "dtype", None)),
-        "call": said,
+        "call": {name: said(value) for name, value in call.items()},
     }

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .unet import tensor_digest
+
 #: Keywords that hold one text per row. Others with a prompt in their name (a system's, a template) go with all rows.
 TEXT = re.compile(r"(negative_)?prompt(_\d)?")
 
@@ -47,7 +49,7 @@ class Encoder:
         except _Unknown:
             about = None
         # Tensors with a row for each prompt can't be taken apart: which row is whose is the pipeline's knowledge.
-        given = any(isinstance(v, Tensor) and ("prompt" in n or "embeds" in n or len(v) != 1) for n, v in others.items())
+        given = any(isinstance(v, Tensor) and ("prompt" in n or "embeds" in n or v.shape[:1] != (1,)) for n, v in others.items())
         if about is None or given or not rows or any(len(v) != rows or not all(isinstance(x, str) for x in v) for v in columns.values()):
             return self.encode(*args, **kwargs)
         about = (about, self._where("device" in rest))
@@ -56,7 +58,8 @@ class Encoder:
 
         def encoded(rows: list[tuple[str, ...]], times: int = 1) -> list[Any]:
             count = {} if self.count is None else {self.count: times}
-            found = self.encode(**others | count, **{name: list(column) for name, column in zip(columns, zip(*rows, strict=True), strict=True)})
+            with torch.no_grad():
+                found = self.encode(**others | count, **dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True)))
             return list(found) if isinstance(found, tuple) else [found]
 
         for row in distinct:
@@ -70,6 +73,7 @@ class Encoder:
             self.ways[about] = [_way(one, two) for one, two in zip(pieces[0], encoded(distinct[:1] * 2), strict=True)]
         ways = self.ways[about]
         if "other" not in ways:
+            self._remember((about, tuple(distinct)), lambda: _check_even(pieces, ways))
             return _answer([_pick([piece[i] for piece in pieces], index) if way == "rows" else pieces[0][i] for i, way in enumerate(ways)])
         if len(distinct) > 1:
             raise Uneven
@@ -83,7 +87,7 @@ class Encoder:
     def _where(self, told: bool) -> tuple[Any, ...]:
         """The pipeline's precision and, if no argument says it, its device: one that has moved encodes anew."""
         first = (next(iter(getattr(self.pipe, name).parameters()), None) for name in self.parts if getattr(self.pipe, name) is not None)
-        return None if told else str(self.pipe._execution_device), *(None if weight is None else weight.dtype for weight in first)
+        return (None if told else str(self.pipe._execution_device), *(None if weight is None else weight.dtype for weight in first))
 
 
 def _answer(found: list[Any]) -> Any:
@@ -101,12 +105,22 @@ def _way(one: Any, two: Any) -> str:
     return "same" if type(one) is type(two) and bool(one == two) else "other"
 
 
+def _check_even(pieces: list[list[Any]], ways: list[str]) -> list[Any]:
+    """Raises Uneven unless these prompts' encodings have the same shapes, and the same of what all rows share."""
+    for i, way in enumerate(ways):
+        for piece in pieces:
+            one, two = pieces[0][i], piece[i]
+            if type(one) is not type(two) or (isinstance(one, Tensor) and one.shape != two.shape):
+                raise Uneven
+            if way == "same" and _way(one, two) != "same":
+                raise Uneven
+    return []
+
+
 def _pick(pieces: list[Any], index: list[int]) -> Any:
     """The rows of one output of an encoder, put together from those of the prompts that occur."""
     if isinstance(pieces[0], list):
         return [pieces[i][0] for i in index]
-    if any(piece is None or piece.shape != pieces[0].shape for piece in pieces):
-        raise Uneven
     if len(pieces) == 1:
         return pieces[0].expand(len(index), *pieces[0].shape[1:])
     return torch.cat(pieces)[torch.tensor(index, device=pieces[0].device)]
@@ -124,5 +138,22 @@ def _key(value: Any) -> Any:
         value = value.detach().cpu().float().numpy()
     if callable(raw := getattr(value, "tobytes", None)):
         shape = getattr(value, "shape", None) or getattr(value, "size", None)
-        return type(value).__name__, shape, hashlib.blake2b(raw(), digest_size=16).hexdigest()
+        data: Any = raw()
+        return type(value).__name__, shape, hashlib.blake2b(data, digest_size=8).hexdigest()
     raise _Unknown
+
+
+def said(value: Any) -> Any:
+    """A keyword's value for the record: plain ones as they are, others by their type and a hash of their contents."""
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [said(v) for v in value]
+    if isinstance(value, dict):
+        return {str(name): said(v) for name, v in value.items()}
+    if isinstance(value, Tensor):
+        return tensor_digest(value)
+    try:
+        return " ".join(map(str, _key(value)))
+    except _Unknown:
+        return type(value).__name__

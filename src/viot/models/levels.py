@@ -58,6 +58,10 @@ class Levels:
         """What unit noise is scaled by to make x_T."""
         return 1.0
 
+    def rescales(self, scheduler: Any) -> bool:
+        """Does the scheduler scale its states otherwise than x_t = α_t x0 + σ_t ε?"""
+        return False
+
     def columns(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """α_t and σ_t (rows, 1, …) beside x."""
         alpha, sigma = (level.to(x.dtype).to(x.device).view(-1, *[1] * (x.ndim - 1)) for level in self.at(t))
@@ -114,6 +118,9 @@ class VariancePreserving(Levels):
         abar = float(getattr(scheduler, "final_alpha_cumprod", 1.0))
         return abar**0.5, (1 - abar) ** 0.5
 
+    def rescales(self, scheduler: Any) -> bool:
+        return float(getattr(scheduler, "init_noise_sigma", 1.0)) != 1.0
+
     def read(self, x: Tensor, out: Tensor, t: Tensor) -> Prediction:
         out, (a, s) = self.mean(x, out), self.columns(x, t)
         if self.type == "epsilon":
@@ -133,25 +140,35 @@ class VariancePreserving(Levels):
 
 
 class Flow(Levels):
-    """Flow matching: x_t = (1 − σ) x0 + σ ε, the output is ε − x0, and the time is σ in training steps, whatever shift made it."""
+    """Flow matching: x_t = (1 − σ) x0 + σ ε, the output is ε − x0, and the time is σ in training steps, whatever shift made it.
+
+    With `invert_sigmas` (Mochi, OmniGen) the time counts what is clean, and the output is x0 − ε.
+    """
 
     def __init__(self, scheduler: Any) -> None:
         super().__init__(scheduler)
         self.fresh = bool(self.config.get("stochastic_sampling")) or self.name == "FlowMatchLCMScheduler"
+        self.inverted = bool(self.config.get("invert_sigmas"))
 
     def at(self, t: Tensor) -> tuple[Tensor, Tensor]:
         sigma = torch.as_tensor(t).detach().cpu().double() / self.steps
-        return 1 - sigma, sigma
+        return (sigma, 1 - sigma) if self.inverted else (1 - sigma, sigma)
 
     def native(self, t: Tensor) -> Tensor:
-        return self.at(t)[1]
+        return self.at(t)[0 if self.inverted else 1]
+
+    def grid(self, scheduler: Any, times: Tensor) -> Grid:
+        if float(times.max()) > self.steps:
+            raise ValueError(f"{self.name} goes to σ = {float(times.max()) / self.steps:g}; a flow from noise to data has σ ≤ 1")
+        return super().grid(scheduler, times)
 
     def end(self, scheduler: Any) -> tuple[float, float]:
         sigma = float(scheduler.sigmas[-1])
-        return 1 - sigma, sigma
+        return (sigma, 1 - sigma) if self.inverted else (1 - sigma, sigma)
 
     def read(self, x: Tensor, out: Tensor, t: Tensor) -> Prediction:
         out, (a, s) = self.mean(x, out), self.columns(x, t)
+        out = -out if self.inverted else out
         return Prediction(x - s * out, x + a * out)
 
 
@@ -195,7 +212,10 @@ def why_not(scheduler: type | Any) -> str | None:
     if "Inverse" in name or name == "RePaintScheduler":
         return f"{name} does not go from noise to data in one direction"
     if not isinstance(scheduler, type) and _family(scheduler) is None:
-        return f"the noise levels of {name} are not known; exchange it: pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)"
+        return (
+            f"the noise levels of {name} are not known. If the network was trained as Stable Diffusion's were, exchange it: "
+            f"pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)"
+        )
     return None
 
 

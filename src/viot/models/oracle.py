@@ -1,7 +1,7 @@
 """An unmodified diffusers pipeline as a function.
 
 A pipeline couples four things: encoding a prompt, a start, a loop over the scheduler's times, a decoder. With its scheduler exchanged for a
-subclass of its own class, whose `set_timesteps` yields one chosen time, or none, and whose `step` only records what it was given, one call
+subclass of its own class, whose `set_timesteps` yields chosen times, or none, and whose `step` only records what it was given, one call
 of the pipeline is one of: the guided output of the network at any state and time; the start; the decoder; the times. Nothing of the
 pipeline is copied, so whatever it does (guidance, packing, control nets, adapters, offloading) it still does.
 
@@ -12,95 +12,15 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import inspect
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .levels import Levels
-
-
-class Stop(Exception):
-    """Carries `found` out of a pipeline."""
-
-    def __init__(self, found: Any) -> None:
-        super().__init__("the pipeline has told what was wanted")
-        self.found = found
-
-
-@functools.cache
-def _told(kind: type) -> type:
-    """A subclass of a scheduler's class that tells and does as `query` and `levels` say, and never moves a state."""
-
-    class Told(kind):
-        levels: Levels
-        query: Tensor | None
-        place: torch.device
-        output: Tensor | None
-        given: Tensor | None
-        calls: int
-
-        # The signatures stay the base class's: pipelines look at them to see what they may pass.
-        @functools.wraps(kind.set_timesteps)
-        def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
-            t = self.query
-            self.timesteps = torch.empty(0, device=self.place) if t is None else t.reshape(1).to(self.place)
-            self.num_inference_steps = len(self.timesteps)
-            self._step_index = self._begin_index = None
-            if t is not None and getattr(self, "sigmas", None) is not None:
-                self.sigmas = torch.cat([self.levels.native(self.timesteps), torch.zeros(1, dtype=torch.float64)]).to(self.sigmas)
-
-        @functools.wraps(kind.step)
-        def step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-            self.output, self.given, self.calls = model_output, sample, self.calls + 1
-            # The second is where consistency models look for the clean guess.
-            return (sample, sample) if kwargs.get("return_dict") is False else _Step(sample)
-
-        def scale_model_input(self, sample: Tensor, timestep: Any = None, *args: Any, **kwargs: Any) -> Tensor:
-            return self.levels.scaled(sample, torch.as_tensor(timestep))
-
-        def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-            alpha, sigma = self.levels.columns(original_samples, timesteps.reshape(-1)[:1])
-            return alpha * original_samples + sigma * noise
-
-        def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
-            return self.add_noise(sample, noise, timestep)
-
-    # A plain attribute in the place of some base classes' property.
-    setattr(Told, "init_noise_sigma", 1.0)  # noqa: B010
-    Told.__name__, Told.__qualname__ = kind.__name__, kind.__qualname__
-    return Told
-
-
-@functools.cache
-def _asked(kind: type) -> type:
-    """A subclass of a scheduler's class that leaves the pipeline once the times are set."""
-
-    class Asked(kind):
-        leave = True
-
-        @functools.wraps(kind.set_timesteps)
-        def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
-            super().set_timesteps(*args, **kwargs)
-            if self.leave:
-                raise Stop(self)
-
-    Asked.__name__, Asked.__qualname__ = kind.__name__, kind.__qualname__
-    return Asked
-
-
-class _Step:
-    """The answer of a step that did not move."""
-
-    def __init__(self, sample: Tensor) -> None:
-        self.prev_sample = self.pred_original_sample = sample
-
-    def __getitem__(self, i: int) -> Tensor:
-        return self.prev_sample
+from .stand_in import Idle, Stop, asked, told
 
 
 class Oracle:
@@ -108,7 +28,7 @@ class Oracle:
 
     def __init__(self, pipe: Any, levels: Levels, always: dict[str, Any]) -> None:
         self.pipe, self.levels, self.always = pipe, levels, always
-        self.call_takes = frozenset(inspect.signature(type(pipe).__call__).parameters)
+        self.call_takes = inspect.signature(type(pipe).__call__).parameters
         # An image to start from: the start depends on it and on the time, and `strength` cuts the times.
         self.from_image = "strength" in self.call_takes
         self.gives_latents = True
@@ -121,15 +41,37 @@ class Oracle:
     def output(self, x: Tensor, t: Tensor, call: dict[str, Any]) -> Tensor:
         """The guided output of the network at x (rows, …) and one time t. Gradients pass if they are on."""
         scheduler = self._told(t, x.device)
-        ends = self._run(scheduler, {**call, "output_type": "latent" if self.gives_latents else "pt"}, latents=x)[0]
+        # Some write into the state they were given, which no leaf of a graph allows.
+        ends = self._run(scheduler, self._short(call), latents=x.clone() if x.requires_grad else x)[0]
         self._check(scheduler, x, ends)
-        return scheduler.output
+        return scheduler.outputs[0]
+
+    @torch.no_grad()
+    def probe(self, x: Tensor, t: Tensor, call: Callable[[], dict[str, Any]]) -> None:
+        """TypeError if the output at x (1, …) and t depends on anything else: its place in the loop, the steps and states before.
+
+        Four rows of the network: one by itself, and a loop of three that begins elsewhere and is at x and t the second time.
+        """
+        alone = self.output(x, t, call())
+        scheduler = self._told(torch.stack([t, t, (t / 2).to(t.dtype)]), x.device)
+        # Where the scheduler has another scale than the library, only what it scales itself may count.
+        scheduler.then, scheduler.factor = x, 2.0 if self.levels.rescales(self.pipe.scheduler) else 1.0
+        self._run(scheduler, {**self._short(call()), "num_inference_steps": 3}, latents=-x)
+        states = (-x, x * scheduler.factor, x * scheduler.factor)
+        kept = len(scheduler.given) == 3 and all(map(torch.equal, (given.to(x.dtype) for given in scheduler.given), states))
+        if not kept or not torch.allclose(scheduler.outputs[1], alone, rtol=0, atol=1e-3 * float(alone.abs().max())):
+            raise TypeError(
+                f"{self.name}'s answer to a state and a time depends on where its own loop is (a schedule of its guidance, a momentum, what "
+                f"it keeps of the steps before) or on its scheduler's scale, so its loop can't be taken over. Switch that off, or write a "
+                f"Model around its network (see viot.Model)."
+            )
 
     def _check(self, scheduler: Any, x: Tensor, ends: Any) -> None:
         """Is this pipeline a function of the state? What its loop does beside predicting would be lost, and another law sampled in silence."""
-        given = scheduler.given
-        if scheduler.calls != 1:
-            what = f"calls its scheduler {scheduler.calls} times a step"
+        calls = len(scheduler.outputs)
+        given = scheduler.given[0] if calls else x
+        if calls != 1:
+            what = f"calls its scheduler {calls} times a step"
         elif given.shape != x.shape or not torch.equal(given.detach().to(x.dtype), x.detach()):
             what = "hands its scheduler something else than the state it was given (a part of it, or one that it changed before)"
         elif self.gives_latents and isinstance(ends, Tensor) and ends.shape == given.shape and not torch.equal(ends, given.to(ends.dtype)):
@@ -141,22 +83,29 @@ class Oracle:
             return
         raise TypeError(f"{self.name} {what}, so its loop can't be taken over. Write a Model around its network (see viot.Model).")
 
+    @torch.no_grad()
     def start(self, t: Tensor | None, call: dict[str, Any]) -> Tensor:
         """x at the first time t, in the pipeline's own shape and packing, from the call's generator."""
         if not self.from_image and self.gives_latents:
             try:
-                return self._run(self._told(None), {**call, "output_type": "latent"})[0]
+                found = self._run(self._told(None), {**call, "output_type": "latent"})[0]
+                if isinstance(found, Tensor):
+                    return found
             except (UnboundLocalError, ValueError):
                 # A loop must run at least once, or latents are never given out. Then they are caught on their way in.
-                self.gives_latents = False
-        prepares = self.pipe.prepare_latents
+                pass
+            self.gives_latents = False
+        first = t if t is not None else self._some_time()
+        scheduler, prepares = self._told(first), getattr(self.pipe, "prepare_latents", None)
+        if prepares is None:
+            self._run(scheduler, call, **self._idle())
+            return scheduler.given[0]
 
         def prepare_latents(*args: Any, **kwargs: Any) -> Any:
             raise Stop(prepares(*args, **kwargs))
 
-        first = t if t is not None else self.pipe.scheduler.timesteps[:1]
         try:
-            self._run(self._told(first), call, prepare_latents=prepare_latents)
+            self._run(scheduler, call, prepare_latents=prepare_latents)
         except Stop as stop:
             return stop.found[0] if isinstance(stop.found, tuple) else stop.found
         raise RuntimeError(f"{self.name} never prepared its latents; it can't be used as a function")
@@ -167,19 +116,18 @@ class Oracle:
         if self.gives_latents or self.from_image:
             return self._run(self._told(None, x0.device), call, latents=x0, **lent)
         # A step that costs nothing: the network is out, and the state stays.
-        idle = {name: _Idle(net) for name in ("unet", "transformer") if (net := getattr(self.pipe, name, None)) is not None}
-        return self._run(self._told(self.pipe.scheduler.timesteps[-1:], x0.device), call, latents=x0, **idle, **lent)
+        return self._run(self._told(self._some_time(), x0.device), call, latents=x0, **self._idle(), **lent)
 
+    @torch.no_grad()
     def times(self, steps: int, call: dict[str, Any]) -> tuple[Any, Tensor]:
         """The pipeline's scheduler with its times set for `steps` network calls, and the times it would visit."""
         if not self.from_image:
             scheduler = self._asked(steps, call)
             return scheduler, scheduler.timesteps
         # The strength cuts the first times off: ask for so many that the right number is left.
-        default = inspect.signature(type(self.pipe).__call__).parameters["strength"].default
-        strength = float(call.get("strength", default))
+        strength = float(call.get("strength", self.call_takes["strength"].default))
         n = wanted = max(steps, round(steps / max(strength, 1e-3)))
-        for n in (wanted, wanted + 1, wanted - 1, wanted + 2):
+        for n in (wanted, wanted + 1, wanted - 1, wanted + 2, steps):
             scheduler = self._asked(n, call)
             if len(scheduler.timesteps.unique_consecutive()) == steps:
                 break
@@ -191,10 +139,23 @@ class Oracle:
 
     # -- pieces -------------------------------------------------------------------------------------------------------------------
 
+    def _short(self, call: dict[str, Any]) -> dict[str, Any]:
+        """A call that ends before the decoder where it can."""
+        return {**call, "output_type": "latent" if self.gives_latents else "pt"}
+
+    def _some_time(self) -> Tensor:
+        """A time that the network knows. Some schedulers have none before they are asked for steps."""
+        times = self.pipe.scheduler.timesteps
+        return torch.tensor([self.levels.steps // 2]) if times is None else times.reshape(-1)[:1]
+
+    def _idle(self) -> dict[str, Any]:
+        return {name: Idle(net) for name in ("unet", "transformer") if (net := getattr(self.pipe, name, None)) is not None}
+
     def _told(self, t: Tensor | None, place: torch.device | None = None) -> Any:
         scheduler = copy.copy(self.pipe.scheduler)
-        scheduler.__class__ = _told(type(self.pipe.scheduler))
-        scheduler.levels, scheduler.query, scheduler.output, scheduler.calls = self.levels, t, None, 0
+        scheduler.__class__ = told(type(self.pipe.scheduler))
+        scheduler.levels, scheduler.query = self.levels, t
+        scheduler.outputs, scheduler.given, scheduler.then, scheduler.factor = [], [], None, 1.0
         # Asking a pipeline for its device takes longer than anything else here.
         scheduler.place = self.pipe._execution_device if place is None else place
         # States here have the scale of x_t = α x0 + σ ε, whatever the scheduler's is.
@@ -203,7 +164,7 @@ class Oracle:
 
     def _asked(self, steps: int, call: dict[str, Any]) -> Any:
         scheduler = copy.copy(self.pipe.scheduler)
-        scheduler.__class__ = _asked(type(self.pipe.scheduler))
+        scheduler.__class__ = asked(type(self.pipe.scheduler))
         call = {**call, "num_inference_steps": steps, "output_type": "latent"}
         cuts = getattr(self.pipe, "get_timesteps", None) if self.from_image else None
         # With a strength, the times are those that the pipeline's own cut leaves.
@@ -218,14 +179,16 @@ class Oracle:
             self._call(call, {"scheduler": scheduler} | ({} if cuts is None else {"get_timesteps": get_timesteps}))
         except Stop as stop:
             return stop.found
+        except ZeroDivisionError as error:
+            raise ValueError(f"{self.name} has no times for a run of {steps} steps") from error
         raise RuntimeError(f"{self.name} never set its times; it can't be used as a function")
 
     def _run(self, scheduler: Any, call: dict[str, Any], latents: Tensor | None = None, **lent: Any) -> tuple[Any, ...]:
         """One call of the pipeline with the scheduler given, from these latents if any."""
         # Not 1: to some, a single step means a distilled network.
-        call = {**call, "num_inference_steps": 2}
+        call = {"num_inference_steps": 2, **call}
         if self.from_image:
-            # One chosen time is not to be cut; pipelines refuse fewer than one step.
+            # Chosen times are not to be cut; pipelines refuse fewer than one step.
             lent["get_timesteps"] = lambda *args, **kwargs: (scheduler.timesteps, max(1, len(scheduler.timesteps)))
         if latents is None:
             # x_T in the scale of its own states, if that is the library's too.
@@ -238,21 +201,9 @@ class Oracle:
 
     def _call(self, call: dict[str, Any], lent: dict[str, Any]) -> tuple[Any, ...]:
         with borrowed(self.pipe, self.always | lent):
-            return _forward(type(self.pipe))(self.pipe, **call, return_dict=False)
-
-
-class _Idle:
-    """A network that answers nothing, at no cost, and is in all else the one it stands in for."""
-
-    def __init__(self, network: Any) -> None:
-        self.network = network
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.network, name)
-
-    def __call__(self, x: Tensor, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
-        out = torch.zeros_like(x)
-        return SimpleNamespace(sample=out) if return_dict else (out,)
+            out = _forward(type(self.pipe))(self.pipe, **call, return_dict=False)
+        # Some give their only output without a tuple around it, or the whole answer all the same.
+        return out if isinstance(out, tuple) else out.to_tuple() if hasattr(out, "to_tuple") else (out,)
 
 
 def _forward(kind: type) -> Callable:

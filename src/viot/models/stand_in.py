@@ -32,8 +32,10 @@ def told(kind: type) -> type:
         query: Tensor | None
         place: torch.device
         outputs: list[Tensor]
-        given: Tensor
-        grows: bool
+        given: list[Tensor]
+        #: The state after the first step, and how much larger than the library's the states are from then on.
+        then: Tensor | None
+        factor: float
 
         # The signatures stay the base class's: pipelines look at them to see what they may pass.
         @functools.wraps(kind.set_timesteps)
@@ -47,15 +49,16 @@ def told(kind: type) -> type:
 
         @functools.wraps(kind.step)
         def step(self, *args: Any, **kwargs: Any) -> Any:
-            given = dict(zip(place, args, strict=False)) | kwargs
-            self.given = given["sample"]
-            self.outputs.append(given["model_output"])
-            sample = self.given * 2 if self.grows else self.given
+            named = dict(zip(place, args, strict=False)) | kwargs
+            # Some write the answer into the state that they gave.
+            self.given.append(named["sample"] if self.then is None else named["sample"].clone())
+            self.outputs.append(named["model_output"])
+            sample = named["sample"] if self.then is None or len(self.outputs) > 1 else self.then * self.factor
             # The second is where consistency models look for the clean guess.
             return (sample, sample) if kwargs.get("return_dict") is False else _Step(sample)
 
         def scale_model_input(self, sample: Tensor, timestep: Any = None, *args: Any, **kwargs: Any) -> Tensor:
-            sample = sample / 2 ** len(self.outputs) if self.grows else sample
+            sample = sample / self.factor if self.outputs else sample
             return self.levels.scaled(sample, torch.as_tensor(timestep))
 
         def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -108,8 +111,7 @@ class Idle:
         return getattr(self.network, name)
 
     def __call__(self, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
-        x = args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
-        assert isinstance(x, Tensor)
+        x: Any = args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
         # A learned variance is a second set of channels.
         channels = getattr(self.network.config, "out_channels", None) or x.shape[1]
         out = x.new_zeros(len(x), channels, *x.shape[2:])

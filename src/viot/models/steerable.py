@@ -22,7 +22,10 @@ BY_NAME = {
     "it changes the state between two steps by a rule of its own": (
         "StableDiffusionAttendAndExcitePipeline", "LTXConditionPipeline", "CycleDiffusionPipeline",
     ),
-    "its guidance depends on how far its own loop is": ("SemanticStableDiffusionPipeline", "Ideogram4Pipeline"),
+    "its guidance depends on how far its own loop is": (
+        "SemanticStableDiffusionPipeline", "Ideogram4Pipeline", "StableDiffusionPipelineSafe",
+    ),
+    "its network is told times relative to the last of its own loop": ("StableCascadePriorPipeline", "StableCascadeDecoderPipeline"),
     "it keeps a cache from its first step for the others": ("Flux2KleinKVPipeline",),
     "it chains several pipelines; steer them one by one": ("VisualClozePipeline", "VersatileDiffusionPipeline"),
     "its state is an image and a text at once": ("UniDiffuserPipeline",),
@@ -52,7 +55,11 @@ BY_PROGRESS = {
     "denoising_start": None,
     "denoising_end": None,
     "skip_guidance_layers": None,
-    "pag_adaptive_scale": 0.0,
+    "cfg_trunc_ratio": 1.0,
+    "cfg_interval_start": 0.0,
+    "cfg_interval_end": 1.0,
+    "use_dynamic_cfg": False,
+    "enable_temporal_reasoning": False,
     "adapter_conditioning_factor": 1.0,
     "gligen_scheduled_sampling_beta": 1.0,
 }
@@ -82,7 +89,7 @@ def why_not(pipe: Any) -> str | None:
     if not isinstance(pipe, type):
         if reason := levels.why_not(pipe.scheduler):
             return reason
-        if reason := _cached(pipe):
+        if reason := _cached(pipe) or _scheduled(pipe):
             return reason
         if getattr(getattr(getattr(pipe, "transformer", None), "config", None), "use_meanflow", False):
             return next(iter(BY_NAME))
@@ -112,6 +119,19 @@ def _cached(pipe: Any) -> str | None:
                 f"its {name} keeps a cache from one call to the next ({', '.join(found) or 'enable_cache'}), which would be used for "
                 f"other particles; call pipe.{name}.disable_cache() first"
             )
+    return None
+
+
+def _scheduled(pipe: Any) -> str | None:
+    """Guiders that guide some steps of the loop otherwise than others, or remember the steps before."""
+    for name, part in pipe.components.items():
+        if not hasattr(part, "set_state") or not getattr(part, "_enabled", True):
+            continue
+        for key, value in part.config.items():
+            where = key.rsplit("_", 1)[-1]
+            harmless = {"start": 0.0, "stop": 1.0, "momentum": None, "step": 0, "steps": 0}.get(where, value)
+            if value != harmless and not key.startswith("_"):
+                return f"its {name} guides by how far the pipeline's own loop is ({key}={value!r}); exchange it: ClassifierFreeGuidance() does not"
     return None
 
 
