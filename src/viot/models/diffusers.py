@@ -27,11 +27,12 @@ class Pipeline:
         self.levels = levels_of(pipe.scheduler)
         self.oracle = Oracle(pipe, self.levels, {"encode_prompt": Encoder(pipe)} if hasattr(pipe, "encode_prompt") else {})
         self.kernel = Gaussian(fresh=self.levels.fresh)
+        self._scheduler = (type(pipe.scheduler), dict(pipe.scheduler.config))
         self.shared, self.own, self.prompts, self.P = _by_prompt(call_kwargs)
         takes = self.oracle.call_takes
         count = next((name for name in takes if name.startswith("num_") and name.endswith("_per_prompt")), None)
         self._count = "batch_size" if not self.own and "batch_size" in takes else count
-        self.dtype = torch.float32
+        self.groups, self.dtype = self.P, torch.float32
         self.flags: dict[str, Tensor] = {}
         start = self._first_start(call_kwargs)
         self.event_shape = tuple(start.shape[1:])
@@ -40,7 +41,8 @@ class Pipeline:
         # The watermark leaves the graph, and so do arrays.
         wrapped = hasattr(type(pipe).__call__, "__wrapped__") and type(pipe).__name__ not in ARRAYS
         self.differentiable = wrapped and getattr(pipe, "watermark", None) is None
-        self.config = _record(pipe, self.levels, call_kwargs) | {"tiny_vae": tiny_vae is not None}
+        self.config = record(pipe, self.levels, call_kwargs)
+        self.config |= {"tiny_vae": None if tiny_vae is None else digest(tiny_vae, sums=False)}
 
     @property
     def device(self) -> torch.device:
@@ -49,15 +51,30 @@ class Pipeline:
     def grid(self, steps: int) -> Grid:
         """The pipeline's own times, with its shifts and spacings, as noise levels."""
         # Some prepare their latents first, from torch's global state if there is no generator.
+        self._follow_scheduler()
         scheduler, times = self.oracle.times(steps, self._call(torch.tensor([0]), torch.Generator().manual_seed(0)))
-        grid = self.levels.grid(scheduler, times)
+        try:
+            grid, visited = self.levels.grid(scheduler, times), len(times.unique_consecutive())
+        except ValueError as error:
+            raise ValueError(f"{self.levels.name} can't be walked: {error}. {ADVICE}") from error
         if len(grid) != steps:
             raise ValueError(
-                f"{self.levels.name} visits {len(grid)} times where {steps} steps are asked for (two network calls a step, a cut of "
-                f"the first times, or times too close to tell apart); ask for {len(grid)} steps if that is meant, or exchange it: "
-                f"pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)"
+                f"{self.levels.name} visits {visited} times where {steps} steps are asked for (two network calls a step, a cut of the first "
+                f"times, or times too close to tell apart); ask for {visited} steps if that is meant. {ADVICE}"
             )
         return grid
+
+    def _follow_scheduler(self) -> None:
+        """The owner may have exchanged or configured the scheduler since; a run begins with its grid."""
+        mark = (type(self.pipe.scheduler), dict(self.pipe.scheduler.config))
+        if mark == self._scheduler:
+            return
+        default = self.kernel == Gaussian(fresh=self.levels.fresh)
+        self._scheduler, self._probed = mark, False
+        self.levels = self.oracle.levels = levels_of(self.pipe.scheduler)
+        self.kernel = Gaussian(fresh=self.levels.fresh) if default else self.kernel
+        told = {name: value for name, value in self.levels.config.items() if not name.startswith("_")}
+        self.config["scheduler"] = {"type": self.levels.name, **told}
 
     def prior(self, n: int, generator: torch.Generator, group: Tensor | None = None, t: Tensor | None = None) -> Tensor:
         """x_T (n, *event_shape) as the pipeline starts: noise, or its noised image at the first time t."""
@@ -167,8 +184,11 @@ class Pipeline:
         return call | ({self._count: n} if self._count is not None and self._how == "count" else {})
 
 
+ADVICE = "Exchange it, say: pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)"
 #: Keywords other than prompts of which a list has one entry per prompt.
 LISTS = ("image", "mask_image", "control_image", "depth_map", "video", "image_embeds", "negative_image_embeds", "class_labels")
+#: From how many dimensions on a tensor or an array of them has rows.
+BATCHED = {"video": 5, "class_labels": 1, "image_embeds": 2, "negative_image_embeds": 2}
 #: Pipelines whose "pt" is in [−1, 1], and those that have arrays in its place.
 SIGNED = (
     "KandinskyPipeline", "KandinskyInpaintPipeline", "Kandinsky3Pipeline", "KandinskyV22Pipeline", "KandinskyV22ControlnetPipeline",
@@ -190,13 +210,20 @@ def _by_prompt(call: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any],
     seen = {n: list(v) for n, v in given.items() if isinstance(v, (list, tuple)) and n in LISTS and (n != "video" or _many(v))}
     tensors = {n: v for n, v in given.items() if isinstance(v, Tensor) and "prompt" in n}
     embeds = [tensors[n] for n in ("prompt_embeds",) if n in tensors]
-    P = max(map(len, [prompts] if prompts else embeds or [*lists.values(), *seen.values()]), default=1)  # noqa: N806
+    batched = {n: v for n in LISTS if getattr(v := given.get(n), "ndim", 0) >= BATCHED.get(n, 4) and v is not None and len(v) > 1}
+    P = max(map(len, [prompts] if prompts else embeds or [*lists.values(), *seen.values(), *batched.values()]), default=1)  # noqa: N806
     own: dict[str, Any] = lists | tensors
     for name, value in own.items():
-        if len(value) != P:
+        if len(value) == 1:
+            own[name] = value * P if isinstance(value, list) else value.expand(P, *value.shape[1:])
+        elif len(value) != P:
             raise ValueError(f"{name} has {len(value)} entries for {P} prompts; give one for all, or one for each")
     # As many pictures as prompts are one for each; any other number goes with every prompt, as several controls or references do.
     own |= {name: value for name, value in seen.items() if len(value) == P}
+    for name, value in batched.items():
+        if len(value) != P:
+            raise ValueError(f"{name} has {len(value)} rows for {P} prompts; give one for all, or one for each")
+    own |= batched
     return {n: v for n, v in given.items() if n not in own}, own, prompts, P
 
 
@@ -229,15 +256,15 @@ def _seen(value: Any) -> bool:
     return any(_seen(v) for v in value) if isinstance(value, (list, tuple)) else isinstance(value, Tensor) or hasattr(value, "tobytes")
 
 
-def _record(pipe: Any, levels: Levels, call: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the chain: the pipeline, its scheduler, its network's weights, and how it is called."""
-    net = next((part for name in ("unet", "transformer") if (part := getattr(pipe, name, None)) is not None), None)
+def record(pipe: Any, levels: Levels, call: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the chain: the pipeline, its scheduler, the weights and precisions of its parts, and how it is called."""
     told = {name: value for name, value in levels.config.items() if not name.startswith("_")}
+    parts = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
     return {
         "pipeline": type(pipe).__name__,
         "name": pipe.config.get("_name_or_path"),
         "scheduler": {"type": levels.name, **told},
-        "weights": None if net is None else digest(net, sums=False),
-        "network_dtype": str(getattr(net, "dtype", None)),
+        "weights": {name: digest(part, sums=False) for name, part in parts.items()},
+        "dtypes": {name: str(next((p.dtype for p in part.parameters()), None)) for name, part in parts.items()},
         "call": {name: said(value) for name, value in call.items()},
     }

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..model import Grid, Prediction
+from .diffusers import record
 from .levels import levels_of
 
 
@@ -35,8 +36,7 @@ class DiT:
         net = pipe.transformer
         self.event_shape = (net.config.in_channels, net.config.sample_size, net.config.sample_size)
         self.dtype = torch.float32
-        self.config = {"pipeline": "DiTPipeline", "name": pipe.config.get("_name_or_path"), "class_labels": self.labels.tolist()}
-        self.config |= {"guidance_scale": self.guidance_scale, "scheduler": {"type": self.levels.name}}
+        self.config = record(pipe, self.levels, {"class_labels": self.labels.tolist(), "guidance_scale": self.guidance_scale})
 
     @property
     def device(self) -> torch.device:

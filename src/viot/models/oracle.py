@@ -126,7 +126,12 @@ class Oracle:
             return scheduler, scheduler.timesteps
         # The strength cuts the first times off: ask for so many that the right number is left.
         strength = float(call.get("strength", self.call_takes["strength"].default))
-        n = wanted = max(steps, round(steps / max(strength, 1e-3)))
+        if steps / strength > self.levels.steps:
+            raise ValueError(
+                f"strength={strength:g} leaves {steps} steps only of {steps / strength:.0f}, more than the {self.levels.steps} that its "
+                f"scheduler knows; ask for fewer steps, or more strength"
+            )
+        n = wanted = max(steps, round(steps / strength))
         for n in (wanted, wanted + 1, wanted - 1, wanted + 2, steps):
             scheduler = self._asked(n, call)
             if len(scheduler.timesteps.unique_consecutive()) == steps:
@@ -220,9 +225,27 @@ def borrowed(pipe: Any, lent: dict[str, Any]) -> Iterator[None]:
     """
     before = dict(vars(pipe))
     quiet = {"_progress_bar_config": {**getattr(pipe, "_progress_bar_config", {}), "disable": True}, "maybe_free_model_hooks": lambda: None}
+    parts = [part for part in before.values() if isinstance(part, torch.nn.Module)]
+    precisions = [_precision(part) for part in parts]
+    # Perturbed attention puts its own processors in for a call.
+    processors = {
+        part: dict(part.attn_processors) for part in parts if hasattr(pipe, "_set_pag_attn_processor") and hasattr(part, "attn_processors")
+    }
     try:
         vars(pipe).update(quiet | lent)
         yield
+    except BaseException:
+        # What a pipeline would have put back itself: some decode in float32 and return to half precision afterwards.
+        for part, precision in zip(parts, precisions, strict=True):
+            if precision is not None and _precision(part) != precision:
+                part.to(dtype=precision)
+        for part, own in processors.items():
+            part.set_attn_processor(own)
+        raise
     finally:
         vars(pipe).clear()
         vars(pipe).update(before)
+
+
+def _precision(part: torch.nn.Module) -> torch.dtype | None:
+    return next((p.dtype for p in part.parameters()), None)

@@ -6,6 +6,8 @@ import difflib
 import inspect
 from typing import Any
 
+import torch
+
 from . import levels
 
 #: Pipelines without `latents=` that have an adapter of their own, or that the UNet adapter takes.
@@ -29,6 +31,9 @@ BY_NAME = {
     "it keeps a cache from its first step for the others": ("Flux2KleinKVPipeline",),
     "it chains several pipelines; steer them one by one": ("VisualClozePipeline", "VersatileDiffusionPipeline"),
     "its state is an image and a text at once": ("UniDiffuserPipeline",),
+    "its checkpoints go along an angle (SCMScheduler), which is no path that the library knows": (
+        "SanaSprintPipeline", "SanaSprintImg2ImgPipeline",
+    ),
 }  # fmt: skip
 
 #: What `viot.sample` decides, or what would be lost when its loop takes over.
@@ -84,12 +89,12 @@ def why_not(pipe: Any) -> str | None:
     if chunks := [name for name in call if name in chunked]:
         return f"it makes its sample piece by piece, each from the one before ({', '.join(chunks)}); there is no one state to steer"
     annotation = made[schedulers[0]].annotation
-    if isinstance(annotation, type) and (reason := levels.why_not(annotation)):
+    if hasattr(annotation, "set_timesteps") and isinstance(pipe, type) and (reason := levels.why_not(_made(annotation))):
         return reason
     if not isinstance(pipe, type):
         if reason := levels.why_not(pipe.scheduler):
             return reason
-        if reason := _cached(pipe) or _scheduled(pipe):
+        if reason := _cached(pipe) or _scheduled(pipe) or _training(pipe):
             return reason
         if getattr(getattr(getattr(pipe, "transformer", None), "config", None), "use_meanflow", False):
             return next(iter(BY_NAME))
@@ -107,6 +112,22 @@ def _chained(made: Any) -> list[str]:
     """The parts that say that there is more than one diffusion."""
     helpers = ("low_res_scheduler", "image_noising_scheduler", "inverse_scheduler")
     return [name for name in made if name not in helpers and ("scheduler" in name or "prior_" in name or "decoder_" in name)]
+
+
+def _made(kind: Any) -> Any:
+    """A scheduler of this class with its defaults, whose levels can be looked at; the class, if it has none for its arguments."""
+    try:
+        return kind()
+    except (TypeError, ImportError):
+        return kind
+
+
+def _training(pipe: Any) -> str | None:
+    """Dropout would draw from torch's global state."""
+    for name, part in pipe.components.items():
+        if isinstance(part, torch.nn.Module) and any(m.training and m.p > 0 for m in part.modules() if isinstance(m, torch.nn.Dropout)):
+            return f"its {name} is in training mode and drops out at random; call pipe.{name}.eval() first"
+    return None
 
 
 def _cached(pipe: Any) -> str | None:
@@ -151,6 +172,8 @@ def check_call(pipe: Any, call: dict[str, Any]) -> None:
                 f"{name}={value!r}{default} depends on how far the pipeline's own loop is, which is not run here; set it to {harmless}, or "
                 f"write a Model that does it by the time t"
             )
+    if "strength" in takes and not 0 < float(call.get("strength", takes["strength"].default)) <= 1:
+        raise ValueError(f"strength={call['strength']!r} must be above 0 and at most 1: the share of the way that is noised and gone again")
     text = "prompt" in takes and "prompt_embeds" in takes
     if text and call.get("prompt") is None and call.get("prompt_embeds") is None:
         raise ValueError(f'{type(pipe).__name__} needs a prompt: viot.from_pipeline(pipe, prompt="…"), or a list of them')

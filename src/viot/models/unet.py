@@ -18,10 +18,10 @@ from .levels import Preconditioned, levels_of
 
 
 def digest(network: torch.nn.Module, sums: bool = True) -> str:
-    """A short name of a network's weights, from the shape, first values and (unless it is large) sum of each: retrained is another model."""
+    """A short name of a network's weights, from the shape, some values and (unless it is large) sum of each: retrained is another model."""
     name = hashlib.blake2b(digest_size=6)
     for key, value in network.state_dict().items():
-        some = [] if value.is_meta else value.flatten()[:8].cpu().double().tolist()
+        some = [] if value.is_meta else value.flatten()[:: max(1, value.numel() // 8)][:8].cpu().double().tolist()
         name.update(repr((key, tuple(value.shape), some, round(float(value.float().sum()), 3) if sums else None)).encode())
     return name.hexdigest()
 
