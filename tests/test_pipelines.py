@@ -1091,7 +1091,7 @@ def test_adapters_stay_on():
 # -- what a stranger would stumble over -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # numpy's, about how a decoder's configuration is copied
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*upcast_vae:FutureWarning")
 def test_memory_that_runs_out_in_a_decoder_that_upcasts():
     """SDXL decodes in float32 and returns to half precision: an error in between must not leave it there."""
     pipe = tiny.sdxl().to(torch.float16)
