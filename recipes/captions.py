@@ -14,10 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -27,6 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mnist import load_mnist
+from training import train
 from viot.rewards.captions import nets
 from viot.rewards.captions.grammar import COLOURS, PLURALS, SIDE, SINGLE, STACKED, STROKES, WORDS, Thing
 
@@ -177,54 +175,6 @@ def tokenizer():
 # -- training -------------------------------------------------------------------------------------------------------------------------
 
 
-def train(
-    name: str, net: torch.nn.Module, loss_of: Callable[[int], Tensor], out: Path, minutes: float, lr: float, ema_rate: float
-) -> dict[str, Tensor]:
-    """AdamW with warm-up and cosine decay over the given busy minutes, EMA weights, a checkpoint every two minutes. Returns the EMA."""
-    ema = {k: v.clone() for k, v in net.state_dict().items()}
-    opt = torch.optim.AdamW(net.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
-    step, spent = 0, 0.0
-    checkpoint = out / f"{name}.pt"
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        net.load_state_dict(saved["net"])
-        opt.load_state_dict(saved["opt"])
-        ema, step, spent = saved["ema"], saved["step"], saved["spent"]
-    bar = tqdm(total=round(minutes * 60), initial=round(spent), unit="s", desc=f"captions {name}", mininterval=5)
-    running = last = None
-    while spent < minutes * 60:
-        tick = time.perf_counter()
-        progress = spent / (minutes * 60)
-        for group in opt.param_groups:
-            group["lr"] = lr * min(1.0, (step + 1) / 500) * (0.005 + 0.995 * (0.5 + 0.5 * math.cos(math.pi * progress)))
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = loss_of(step)
-        opt.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        opt.step()
-        step += 1
-        rate = min(ema_rate, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for k, value in net.state_dict().items():
-                if value.is_floating_point():
-                    ema[k].lerp_(value, 1 - rate)
-                else:
-                    ema[k].copy_(value)
-        running = loss.item() if running is None else 0.99 * running + 0.01 * loss.item()
-        spent += time.perf_counter() - tick
-        bar.update(round(spent) - bar.n)
-        if step % 50 == 0:
-            bar.set_postfix(step=step, loss=f"{running:.4f}", refresh=False)
-        if last is None or spent - last > 120 or spent >= minutes * 60:
-            out.mkdir(parents=True, exist_ok=True)
-            state = {"net": net.state_dict(), "opt": opt.state_dict(), "ema": ema, "step": step, "spent": spent}
-            torch.save(state, checkpoint.with_suffix(".part"))
-            checkpoint.with_suffix(".part").rename(checkpoint)
-            last = spent
-    return ema
-
-
 def train_vae(data: str, out: Path, minutes: float, batch: int = 32) -> None:
     """L1 and squared error in pixels, and a faint pull of the latents toward a unit Gaussian."""
     from diffusers import AutoencoderKL
@@ -239,7 +189,7 @@ def train_vae(data: str, out: Path, minutes: float, batch: int = 32) -> None:
         error = net.decode(z).sample.float() - x
         return error.abs().mean() + error.square().mean() + 1e-4 * posterior.kl().float().mean() / LATENT**2
 
-    net.load_state_dict(train("vae", net, loss_of, out, minutes, 2e-3, 0.999))
+    net.load_state_dict(train("captions vae", out / "vae.pt", net, loss_of, minutes, 2e-3, 0.999))
     with torch.no_grad():
         latents = net.encode(compose(digits, 512, torch.Generator().manual_seed(-1))[0] * 2 - 1).latent_dist.mean
     torch.save({"vae": net.state_dict(), "scaling_factor": 1 / latents.std().item()}, out / "vae.done.pt")
@@ -280,7 +230,7 @@ def train_unet(data: str, out: Path, minutes: float, batch: int = 64, pool: int 
         v = net["unet"](scheduler.add_noise(x0, noise, t), t, net["text"](ids).last_hidden_state).sample
         return F.mse_loss(v.float(), scheduler.get_velocity(x0, noise, t))
 
-    train("unet", net, loss_of, out, minutes, 1e-3, 0.9995)
+    train("captions unet", out / "unet.pt", net, loss_of, minutes, 1e-3, 0.9995)
 
 
 def train_reader(kind: str, data: str, out: Path, minutes: float, batch: int = 128) -> None:
@@ -297,7 +247,7 @@ def train_reader(kind: str, data: str, out: Path, minutes: float, batch: int = 1
         read = net(x)
         return sum(F.nll_loss(read[name].float(), value, ignore_index=-1) for name, value in labels.items())
 
-    net.load_state_dict(train(kind, net, loss_of, out, minutes, 2e-3, 0.999))
+    net.load_state_dict(train(f"captions {kind}", out / f"{kind}.pt", net, loss_of, minutes, 2e-3, 0.999))
     net.eval()
     x, labels = compose(load_mnist(data, "test"), 4000, torch.Generator().manual_seed(-2))
     with torch.no_grad():

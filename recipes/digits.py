@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import time
 from pathlib import Path
 
 import torch
@@ -23,6 +21,7 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from mnist import load_mnist
+from training import train
 from viot.rewards.digits.nets import Classifier, Judge
 
 ROOT = Path(__file__).parents[1] / "src/viot"
@@ -58,51 +57,17 @@ def train_unet(data: str, out: Path, minutes: float, threads: int, batch: int = 
     torch.manual_seed(0)
     images = load_mnist(data)[0] * 2 - 1
     net, scheduler = UNet2DModel(**UNET), DDIMScheduler(**SCHEDULER)
-    ema = {k: v.clone() for k, v in net.state_dict().items()}
-    opt = torch.optim.AdamW(net.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
-    step, spent = 0, 0.0
-    checkpoint = out / "unet.pt"
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        net.load_state_dict(saved["net"])
-        opt.load_state_dict(saved["opt"])
-        ema, step, spent = saved["ema"], saved["step"], saved["spent"]
-    bar = tqdm(total=round(minutes * 60), initial=round(spent), unit="s", desc="digits UNet")
-    running = last = None
-    while spent < minutes * 60:
-        tick = time.perf_counter()
-        progress = spent / (minutes * 60)
-        for group in opt.param_groups:
-            group["lr"] = lr * min(1.0, (step + 1) / 500) * (0.005 + 0.995 * (0.5 + 0.5 * math.cos(math.pi * progress)))
-        # The generator depends on the step alone, so that a resumed run sees what an unbroken one would have seen.
+
+    def loss_of(step: int) -> torch.Tensor:
         gen = torch.Generator().manual_seed(step)
         x0 = F.pixel_unshuffle(images[torch.randint(len(images), (batch,), generator=gen)], PATCH)
         noise = torch.randn(x0.shape, generator=gen)
         # Stratified over the batch: the loss varies by orders of magnitude along t.
         t = ((torch.arange(batch) + torch.rand(batch, generator=gen)) / batch * 1000).long()
-        with torch.autocast("cpu", torch.bfloat16):
-            v = net(scheduler.add_noise(x0, noise, t), t).sample
-        loss = F.mse_loss(v.float(), scheduler.get_velocity(x0, noise, t))
-        opt.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        opt.step()
-        step += 1
-        rate = min(ema_rate, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for k, value in net.state_dict().items():
-                ema[k].lerp_(value, 1 - rate)
-        running = loss.item() if running is None else 0.99 * running + 0.01 * loss.item()
-        spent += time.perf_counter() - tick
-        bar.update(round(spent) - bar.n)
-        if step % 50 == 0:
-            bar.set_postfix(step=step, images=f"{step * batch / 1e3:.0f}k", loss=f"{running:.4f}")
-        if last is None or spent - last > 120 or spent >= minutes * 60:
-            out.mkdir(parents=True, exist_ok=True)
-            state = {"net": net.state_dict(), "opt": opt.state_dict(), "ema": ema, "step": step, "spent": spent}
-            torch.save(state, checkpoint.with_suffix(".part"))
-            checkpoint.with_suffix(".part").rename(checkpoint)
-            last = spent
+        v = net(scheduler.add_noise(x0, noise, t), t).sample
+        return F.mse_loss(v.float(), scheduler.get_velocity(x0, noise, t))
+
+    train("digits UNet", out / "unet.pt", net, loss_of, minutes, lr, ema_rate)
 
 
 def _augment(x, gen):

@@ -61,6 +61,24 @@ class Tokens:
         return ["".join("abcd?"[i] for i in row) for row in x0.tolist()]
 
 
+class Pictures(Line):
+    """A model of small colour pictures, with these prompts."""
+
+    event_shape, dtype = (3, 4, 4), torch.float32
+
+    def __init__(self, prompts=None):
+        self.prompts = prompts
+
+    def prior(self, n, generator):
+        return torch.randn(n, 3, 4, 4, generator=generator)
+
+    def predict(self, x, t, group):
+        return viot.Prediction(x * (1 - t**2).sqrt().to(x)[:, None, None, None])
+
+    def decode(self, x0, group):
+        return x0.sigmoid()
+
+
 def close(samples):
     """−|x − (1, 1)|², summed without a reduction whose order could change with the batch."""
     gap = samples - 1

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import Line
+from helpers import Pictures
 from torch import nn
 
 import viot
@@ -34,24 +34,6 @@ TEXT |= {"max_position_embeddings": 9, "bos_token_id": 48, "eos_token_id": EOS, 
 VISION = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": SIZE, "patch_size": 8}
 VISION |= {"hidden_act": "gelu", "projection_dim": DIM}
 CLIP = {"projection_dim": DIM, "text_config": TEXT, "vision_config": VISION}
-
-
-class Pictures(Line):
-    """A model of small colour pictures, with these prompts."""
-
-    event_shape, dtype = (3, 4, 4), torch.float32
-
-    def __init__(self, prompts):
-        self.prompts = prompts
-
-    def prior(self, n, generator):
-        return torch.randn(n, 3, 4, 4, generator=generator)
-
-    def predict(self, x, t, group):
-        return viot.Prediction(x * (1 - t**2).sqrt().to(x)[:, None, None, None])
-
-    def decode(self, x0, group):
-        return x0.sigmoid()
 
 
 class Words:

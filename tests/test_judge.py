@@ -11,28 +11,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
-from helpers import Line
+from helpers import Pictures
 
 import viot
 from viot.problem import SteeringWarning
 from viot.reward import asks_for
 from viot.rewards import Judge, as_reward
 from viot.rewards.judge import number, png
-
-
-class Pictures(Line):
-    """A model of small colour pictures, with no prompts."""
-
-    event_shape, dtype = (3, 4, 4), torch.float32
-
-    def prior(self, n, generator):
-        return torch.randn(n, 3, 4, 4, generator=generator)
-
-    def predict(self, x, t, group):
-        return viot.Prediction(x * (1 - t**2).sqrt().to(x)[:, None, None, None])
-
-    def decode(self, x0, group):
-        return x0.sigmoid()
 
 
 class Server:

@@ -9,13 +9,15 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from .optional import need
+
+Module = TypeVar("Module", bound=nn.Module)
 
 #: What may be done with the weights, and whether somebody must be asked first. Shown where they cannot be had.
 TERMS = {
@@ -148,6 +150,12 @@ def state_dict(file: Path) -> dict[str, Tensor]:
     state = {str(key): value.detach() for key, value in held.items()}
     _keep(state, copy)
     return state
+
+
+def embedded(network: Module, file: Path) -> Module:
+    """A network of ours with the weights that come with the package: kept in half precision, computed in float32, frozen."""
+    network.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in load_file(file).items()})
+    return network.eval().requires_grad_(False)
 
 
 def _keep(state: dict[str, Tensor], copy: Path) -> None:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..kernel import Gaussian
 from ..model import Grid, Prediction
-from .encoder import TEXT, Encoder, Uneven, said
+from .encoder import TEXT, Encoder, Uneven, count_of, said
 from .levels import Levels, levels_of
-from .oracle import Oracle
+from .oracle import Oracle, precision_of
 from .unet import digest
 
 
@@ -30,8 +30,7 @@ class Pipeline:
         self._scheduler = (type(pipe.scheduler), dict(pipe.scheduler.config))
         self.shared, self.own, self.prompts, self.P = _by_prompt(call_kwargs)
         takes = self.oracle.call_takes
-        count = next((name for name in takes if name.startswith("num_") and name.endswith("_per_prompt")), None)
-        self._count = "batch_size" if not self.own and "batch_size" in takes else count
+        self._count = "batch_size" if not self.own and "batch_size" in takes else count_of(takes)
         self.groups, self.dtype = self.P, torch.float32
         self.flags: dict[str, Tensor] = {}
         start = self._first_start(call_kwargs)
@@ -50,8 +49,8 @@ class Pipeline:
 
     def grid(self, steps: int) -> Grid:
         """The pipeline's own times, with its shifts and spacings, as noise levels."""
-        # Some prepare their latents first, from torch's global state if there is no generator.
         self._follow_scheduler()
+        # Some prepare their latents first, from torch's global state if there is no generator.
         scheduler, times = self.oracle.times(steps, self._call(torch.tensor([0]), torch.Generator().manual_seed(0)))
         try:
             grid, visited = self.levels.grid(scheduler, times), len(times.unique_consecutive())
@@ -73,8 +72,7 @@ class Pipeline:
         self._scheduler, self._probed = mark, False
         self.levels = self.oracle.levels = levels_of(self.pipe.scheduler)
         self.kernel = Gaussian(fresh=self.levels.fresh) if default else self.kernel
-        told = {name: value for name, value in self.levels.config.items() if not name.startswith("_")}
-        self.config["scheduler"] = {"type": self.levels.name, **told}
+        self.config["scheduler"] = self.levels.record()
 
     def prior(self, n: int, generator: torch.Generator, group: Tensor | None = None, t: Tensor | None = None) -> Tensor:
         """x_T (n, *event_shape) as the pipeline starts: noise, or its noised image at the first time t."""
@@ -134,7 +132,7 @@ class Pipeline:
 
     def _precision(self) -> torch.dtype | None:
         net = next((part for name in ("unet", "transformer") if (part := getattr(self.pipe, name, None)) is not None), None)
-        return None if net is None else next(iter(net.parameters())).dtype
+        return None if net is None else precision_of(net)
 
     def _state_dtype(self) -> torch.dtype:
         """The precision in which the pipeline has its states; another one after it was cast."""
@@ -258,13 +256,12 @@ def _seen(value: Any) -> bool:
 
 def record(pipe: Any, levels: Levels, call: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the chain: the pipeline, its scheduler, the weights and precisions of its parts, and how it is called."""
-    told = {name: value for name, value in levels.config.items() if not name.startswith("_")}
     parts = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
     return {
         "pipeline": type(pipe).__name__,
         "name": pipe.config.get("_name_or_path"),
-        "scheduler": {"type": levels.name, **told},
+        "scheduler": levels.record(),
         "weights": {name: digest(part, sums=False) for name, part in parts.items()},
-        "dtypes": {name: str(next((p.dtype for p in part.parameters()), None)) for name, part in parts.items()},
+        "dtypes": {name: str(precision_of(part)) for name, part in parts.items()},
         "call": {name: said(value) for name, value in call.items()},
     }

@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .unet import tensor_digest
-
 #: Keywords that hold one text per row. Others with a prompt in their name (a system's, a template) go with all rows.
 TEXT = re.compile(r"(negative_)?prompt(_\d)?")
+
+
+def count_of(parameters: Iterable[str]) -> str | None:
+    """The parameter that says how many samples a prompt has, by whatever name."""
+    return next((name for name in parameters if name.startswith("num_") and name.endswith("_per_prompt")), None)
 
 
 class Uneven(Exception):
@@ -31,7 +34,7 @@ class Encoder:
     def __init__(self, pipe: Any) -> None:
         self.pipe, self.encode = pipe, pipe.encode_prompt
         self.parameters = inspect.signature(self.encode).parameters
-        self.count = next((name for name in self.parameters if name.startswith("num_") and name.endswith("_per_prompt")), None)
+        self.count = count_of(self.parameters)
         self.parts = [name for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)]
         self.known: dict[Any, list[Any]] = {}
         self.ways: dict[Any, list[str]] = {}
@@ -152,7 +155,7 @@ def said(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(name): said(v) for name, v in value.items()}
     if isinstance(value, Tensor):
-        return tensor_digest(value)
+        return f"{tuple(value.shape)} {hashlib.blake2b(value.detach().cpu().float().numpy().tobytes(), digest_size=6).hexdigest()}"
     try:
         return " ".join(map(str, _key(value)))
     except _Unknown:

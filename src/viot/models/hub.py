@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 from pathlib import Path
 from typing import Any
@@ -32,9 +31,10 @@ def from_pretrained(
     """
     diffusers = need("diffusers", "diffusers")
     precision = torch.float32 if dtype is None else dtype_of(dtype)
-    hub = {key: value for key, value in (("revision", revision), ("variant", variant)) if value is not None}
+    at = {} if revision is None else {"revision": revision}
+    kind_of_file = {} if variant is None else {"variant": variant}
     try:
-        index = diffusers.DiffusionPipeline.load_config(str(name), **_only(hub, "revision"))
+        index = diffusers.DiffusionPipeline.load_config(str(name), **at)
         # Pipelines of a pixel-space UNet take no latents (DDPM, DDIM, PNDM); those that do are called themselves (consistency models).
         kind = getattr(diffusers, index["_class_name"], None)
         pixels = {k for k in index if not k.startswith("_")} == {"unet", "scheduler"}
@@ -52,14 +52,15 @@ def from_pretrained(
         if precision != torch.float32:
             # Its chain is float32, and the network computes in the precision asked for.
             settings = {"autocast": precision, **settings}
-        return UNet.from_pretrained(name, device=device or "cpu", **_only(hub, "revision"), **settings)
+        return UNet.from_pretrained(name, device=device or "cpu", **at, **settings)
     try:
-        pipe = diffusers.DiffusionPipeline.from_pretrained(str(name), **as_dtype(precision), **hub)
+        pipe = diffusers.DiffusionPipeline.from_pretrained(str(name), **as_dtype(precision), **at, **kind_of_file)
     except (OSError, ValueError) as error:
         raise missing(str(name), f"a folder (./{Path(name).name})", error) from error
-    model = _made(pipe if device is None else pipe.to(device), settings)
-    with contextlib.suppress(AttributeError):
-        model.config |= {"name": str(name), **hub, "dtype": str(precision)}
+    from . import from_pipeline
+
+    model = from_pipeline(pipe if device is None else pipe.to(device), **settings)
+    model.config |= {"name": str(name), **at, **kind_of_file, "dtype": str(precision)}
     return model
 
 
@@ -67,13 +68,3 @@ def as_dtype(dtype: torch.dtype) -> dict[str, torch.dtype]:
     """The keyword by which this version of diffusers is told the precision to load in."""
     utils = need("diffusers.utils.deprecation_utils", "diffusers")
     return {"dtype" if hasattr(utils, "_TORCH_DTYPE_DEPRECATION_MESSAGE") else "torch_dtype": dtype}
-
-
-def _made(pipe: Any, settings: dict[str, Any]) -> Any:
-    from . import from_pipeline
-
-    return from_pipeline(pipe, **settings)
-
-
-def _only(hub: dict[str, str], *keys: str) -> dict[str, str]:
-    return {key: value for key, value in hub.items() if key in keys}

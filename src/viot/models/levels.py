@@ -25,6 +25,10 @@ class Levels:
         self.config = dict(scheduler.config)
         self.steps = int(self.config.get("num_train_timesteps") or 1000)
 
+    def record(self) -> dict[str, Any]:
+        """The scheduler's type and configuration, for the record of a run."""
+        return {"type": self.name, **{name: value for name, value in self.config.items() if not name.startswith("_")}}
+
     def at(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """α_t and σ_t of the times t, float64 on the CPU."""
         raise NotImplementedError

@@ -226,7 +226,7 @@ def borrowed(pipe: Any, lent: dict[str, Any]) -> Iterator[None]:
     before = dict(vars(pipe))
     quiet = {"_progress_bar_config": {**getattr(pipe, "_progress_bar_config", {}), "disable": True}, "maybe_free_model_hooks": lambda: None}
     parts = [part for part in before.values() if isinstance(part, torch.nn.Module)]
-    precisions = [_precision(part) for part in parts]
+    precisions = [precision_of(part) for part in parts]
     # Perturbed attention puts its own processors in for a call.
     processors = {
         part: dict(part.attn_processors) for part in parts if hasattr(pipe, "_set_pag_attn_processor") and hasattr(part, "attn_processors")
@@ -237,7 +237,7 @@ def borrowed(pipe: Any, lent: dict[str, Any]) -> Iterator[None]:
     except BaseException:
         # What a pipeline would have put back itself: some decode in float32 and return to half precision afterwards.
         for part, precision in zip(parts, precisions, strict=True):
-            if precision is not None and _precision(part) != precision:
+            if precision is not None and precision_of(part) != precision:
                 part.to(dtype=precision)
         for part, own in processors.items():
             part.set_attn_processor(own)
@@ -247,5 +247,6 @@ def borrowed(pipe: Any, lent: dict[str, Any]) -> Iterator[None]:
         vars(pipe).update(before)
 
 
-def _precision(part: torch.nn.Module) -> torch.dtype | None:
+def precision_of(part: torch.nn.Module) -> torch.dtype | None:
+    """The dtype of a module's weights; None if it has none."""
     return next((p.dtype for p in part.parameters()), None)

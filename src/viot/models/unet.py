@@ -26,11 +26,6 @@ def digest(network: torch.nn.Module, sums: bool = True) -> str:
     return name.hexdigest()
 
 
-def tensor_digest(value: Tensor) -> str:
-    """A short name of a tensor: its shape and a hash of its values."""
-    return f"{tuple(value.shape)} {hashlib.blake2b(value.detach().cpu().float().numpy().tobytes(), digest_size=6).hexdigest()}"
-
-
 class UNet:
     """A pixel-space diffusion model: x_t (C, H, W) in [−1, 1], samples float32 in [0, 1].
 
@@ -59,8 +54,7 @@ class UNet:
         self.patch, self.autocast = patch, autocast
         self.event_shape = (channels // patch**2, height * patch, width * patch)
         self.dtype = torch.float32
-        told = {k: v for k, v in dict(scheduler.config).items() if not k.startswith("_")}
-        self.config = {"scheduler": {"type": type(scheduler).__name__, **told}, "patch": patch, "weights": digest(unet)}
+        self.config = {"scheduler": self.levels.record(), "patch": patch, "weights": digest(unet)}
         self.config |= {"autocast": None if autocast is None else str(autocast), "compile": compile}
 
     @classmethod

@@ -7,9 +7,9 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
+from ...hub import embedded
 from ...reward import Scores
 from . import nets
 from .grammar import Reading, parse
@@ -17,22 +17,16 @@ from .grammar import Reading, parse
 FOLDER = Path(__file__).parent
 
 
-def _load(net: nets.Reader, name: str) -> nets.Reader:
-    weights = load_file(FOLDER / f"{name}.safetensors")
-    net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
-    return net.eval().requires_grad_(False)
-
-
 @cache
 def reader() -> nets.Reader:
     """The reward's network: images (n, 3, 48, 48) in [0, 1] -> log-probabilities of layout, digits, colours and strokes."""
-    return _load(nets.reader(), "reader")
+    return embedded(nets.reader(), FOLDER / "reader.safetensors")
 
 
 @cache
 def judge() -> nets.Reader:
     """Another architecture, trained on deformed pictures: the referee, not to be steered by. Shapes as `reader`."""
-    return _load(nets.judge(), "judge")
+    return embedded(nets.judge(), FOLDER / "judge.safetensors")
 
 
 class Captions:

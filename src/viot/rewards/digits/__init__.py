@@ -7,34 +7,24 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from ...hub import embedded
 from .nets import Classifier, Judge
 
 FOLDER = Path(__file__).parent
 
 
-def _load(net: nn.Module, name: str) -> nn.Module:
-    weights = load_file(FOLDER / f"{name}.safetensors")
-    net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
-    return net.eval().requires_grad_(False)
-
-
 @cache
 def classifier() -> Classifier:
     """The reward's classifier: images (n, 1, 28, 28) in [0, 1] -> logits (n, 10)."""
-    net = Classifier()
-    _load(net, "classifier")
-    return net
+    return embedded(Classifier(), FOLDER / "classifier.safetensors")
 
 
 @cache
 def judge() -> Judge:
     """Another architecture, trained on augmented images: the referee, not to be steered by. Shapes as `classifier`."""
-    net = Judge()
-    _load(net, "judge")
-    return net
+    return embedded(Judge(), FOLDER / "judge.safetensors")
 
 
 class Digits:
