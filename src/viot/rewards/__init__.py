@@ -142,6 +142,52 @@ def _imagereward(checkpoint: str = "THUDM/ImageReward") -> Any:
 
 
 @rewards.add(
+    "inpainting",
+    "fills the transparent part of a picture (log-likelihood of the rest; lam 1 is the posterior)",
+    cost="20 ms per image of 512 × 512 on one core",
+    licence="Apache-2.0",
+    example="inpainting:FILE.png",
+)
+def _inpainting(file: str) -> Any:
+    from .inverse import Inpainting
+
+    return Inpainting.from_file(file)
+
+
+@rewards.add(
+    "superresolution",
+    "finds large pictures for a small one (log-likelihood; the factor is that of the sizes)",
+    cost="5 ms per image of 512 × 512 on one core",
+    licence="Apache-2.0",
+    example="superresolution:FILE.png",
+)
+def _superresolution(file: str) -> Any:
+    from .inverse import SuperResolution
+
+    return SuperResolution.from_file(file)
+
+
+@rewards.add(
+    "deblurring",
+    "finds sharp pictures for a blurred one (log-likelihood; SD is that of the Gaussian blur in pixels)",
+    cost="0.2 s per image of 512 × 512 on one core",
+    licence="Apache-2.0",
+    example="deblurring:2:FILE.png",
+)
+def _deblurring(argument: str) -> Any:
+    from .inverse import Deblurring
+
+    blur, _, file = argument.partition(":")
+    try:
+        sd = float(blur)
+    except ValueError:
+        sd = 0.0
+    if not file or not 0 < sd < float("inf"):
+        raise ValueError(f"deblurring takes a blur in pixels > 0 and a picture, not {argument!r}; write deblurring:2:FILE.png")
+    return Deblurring.from_file(file, sd)
+
+
+@rewards.add(
     "judge",
     "0 to 10 from a vision-language model behind an OpenAI-compatible endpoint",
     cost="one request per sample",
@@ -196,12 +242,13 @@ _FAMILIES = {
     "digits": ("Digits",),
     "hps": ("HPS",),
     "imagereward": ("ImageReward",),
+    "inverse": ("Deblurring", "Inpainting", "Likelihood", "SuperResolution"),
     "judge": ("Judge",),
     "pixels": ("Brightness", "Jpeg"),
     "points": ("Quadratic",),
 }
 
 __all__ = [
-    "HPS", "Aesthetic", "Brightness", "ClipScore", "Digits", "ImageReward", "Jpeg", "Judge", "Min", "Noisy", "PickScore", "Product",
-    "Quadratic", "Reward", "Scores", "Sum", "as_reward", "rewards",
+    "HPS", "Aesthetic", "Brightness", "ClipScore", "Deblurring", "Digits", "ImageReward", "Inpainting", "Jpeg", "Judge", "Likelihood",
+    "Min", "Noisy", "PickScore", "Product", "Quadratic", "Reward", "Scores", "Sum", "SuperResolution", "as_reward", "rewards",
 ]  # fmt: skip
