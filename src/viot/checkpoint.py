@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ class Checkpoint:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.config = folder, config
         self.state = folder / "state.safetensors"
+        self.waiting: State | None = None
+        self.written, self.took = -math.inf, 0.0
 
     def _check(self, found: dict[str, Any]) -> None:
         ours = json.loads(json.dumps(self.config))
@@ -60,9 +64,21 @@ class Checkpoint:
         return dataclasses.replace(wish, found={key: config[key] for key in ("lam", "lam_pilot")})
 
     def keep(self, state: State) -> None:
-        state.save(self.state, config=self.config)
+        """Write the state, unless writing took so long that doing it every time would slow the run: then every now and then."""
+        self.waiting = state
+        if time.perf_counter() - self.written > 10 * self.took:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the newest state, if it has not been."""
+        if self.waiting is not None:
+            start = time.perf_counter()
+            self.waiting.save(self.state, config=self.config)
+            self.waiting, self.written = None, time.perf_counter()
+            self.took = self.written - start
 
     def finish(self, population: Population) -> None:
+        self.waiting = None
         population.save(self.folder)
         self.state.unlink(missing_ok=True)
 

@@ -72,6 +72,12 @@ class Gaussian:
             direction = prediction.eps
         return torch.addcmul(a_s.to(x_t) * x0, toward.to(x_t), direction), std.to(x_t)
 
+    def response(self, coeffs: Coeffs, eta: float) -> tuple[float, float]:
+        """How far the mean of a step moves per unit of x0, the direction following it, and the standard deviation of the step."""
+        at = torch.zeros(1, 1, dtype=torch.float64)
+        mean, std = self.moments(at, Prediction(at + 1), coeffs, eta)
+        return float(mean), float(std)
+
     def step(
         self, x_t: Tensor, prediction: Prediction, coeffs: Coeffs, eta: float | Tensor, draw: Draw, drift: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from . import lineage, weights
 from .particles import State, flat_index, write_tensors
 from .rng import Rng
+from .tree import Tree
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,6 +39,7 @@ class Population:
     trace        per selection: step (S,), and (S, G): ess, distinct_parents, deaths, lam, temperature, reward_mean, reward_max, …
     nfe …        rows that went through network, gradient, decoder and reward, over all groups; `seconds` of wall time
     config       everything needed to run it again
+    tree         the search tree that the particles were drawn from; `tree.draw(n)` draws again, without a network call
     unsteered    draws of the plain model for the same groups, to look at beside the answer; its cost is its own, not in the counts above
     """
 
@@ -59,6 +61,7 @@ class Population:
     seconds: dict[str, float] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     unsteered: Population | None = None
+    tree: Tree | None = None
 
     @classmethod
     def from_state(cls, state: State, method: Any, config: dict[str, Any]) -> Population:
@@ -90,6 +93,7 @@ class Population:
             **counts,
             seconds={name: state.cost[f"{name}_seconds"] for name in CLOCKS},
             config=config,
+            tree=Tree.of(held) if (held := {k[len("tree.") :]: v for k, v in state.group.items() if k.startswith("tree.")}) else None,
         )
 
     # -- looking at it ------------------------------------------------------------------------------------------------------------
@@ -265,7 +269,7 @@ class Population:
         }
 
     def save(self, folder: str | Path) -> Path:
-        """Write run.json, population.safetensors, report.html, and samples.png with the folder images/ (or samples.txt) into `folder`.
+        """Write run.json, population.safetensors (and tree.safetensors), report.html, and samples.png with the folder images/ (or samples.txt) into `folder`.
 
         Each file appears whole or not at all. The pictures need Pillow; without it the numbers are saved and a warning says so.
         """
@@ -279,6 +283,10 @@ class Population:
             self.unsteered._write(folder / "unsteered.safetensors", record["unsteered"])
         else:
             (folder / "unsteered.safetensors").unlink(missing_ok=True)
+        if self.tree is not None:
+            self.tree.save(folder / "tree.safetensors")
+        else:
+            (folder / "tree.safetensors").unlink(missing_ok=True)
         if images := save_report(self, folder):
             record["images"] = images
         # Last, because its presence says that the folder is complete.
@@ -303,7 +311,8 @@ class Population:
             raise FileNotFoundError(f"{folder} holds no run.json; Population.load takes a folder that population.save(folder) wrote")
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         beside = cls._read(folder / "unsteered.safetensors", record["unsteered"]) if "unsteered" in record else None
-        return replace(cls._read(folder / "population.safetensors", record), unsteered=beside)
+        tree = Tree.load(folder / "tree.safetensors") if (folder / "tree.safetensors").exists() else None
+        return replace(cls._read(folder / "population.safetensors", record), unsteered=beside, tree=tree)
 
     @classmethod
     def _read(cls, path: Path, record: dict[str, Any]) -> Population:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import ModuleType
 from typing import Any
@@ -101,6 +101,7 @@ class Evaluate:
         noise = self._noise(group, step, "reward") if score or grad else None
         joined: Prediction | None = None
         rewards, grads = [], []
+        faults = self.cost.faults
 
         def one(part: slice) -> None:
             nonlocal joined
@@ -123,10 +124,16 @@ class Evaluate:
 
         self._sliced(len(x), one)
         assert joined is not None
+        if rewards:
+            self._require_some(self.cost.faults - faults, len(x), step)
         return joined, torch.cat(rewards) if rewards else None, torch.cat(grads) if grads else None
 
-    def score(self, x0: Tensor, group: Tensor, step: int = -1, purpose: str = "reward", keep: bool = False) -> Scored:
-        """Decode x0 (rows, *event_shape) and score it. `keep` returns the decoded samples too."""
+    def score(
+        self, x0: Tensor, group: Tensor, step: int = -1, purpose: str = "reward", keep: bool = False, everybody: bool = True
+    ) -> Scored:
+        """Decode x0 (rows, *event_shape) and score it. `keep` returns the decoded samples too. When all of the rows are faults, and they are
+        `everybody`, there is no going on.
+        """
         noise = self._noise(group, step, purpose)
         rewards, parts, samples = [], [], []
         faults = self.cost.faults
@@ -140,14 +147,26 @@ class Evaluate:
 
         with torch.no_grad():
             self._sliced(len(x0), one)
-        if self.cost.faults - faults == len(x0):
-            raise DeadPopulation(
-                f"every particle of every group is dead: the reward {rewarding.name_of(self.reward)} returned NaN or +inf for every one of "
-                f"{len(x0)} {_where(step)}. It must return finite numbers, or −inf for what is forbidden; try it on the samples of a short "
-                f'unsteered run, viot.sample(model, lambda x: torch.zeros(len(x)), "base").'
-            )
+        if everybody:
+            self._require_some(self.cost.faults - faults, len(x0), step)
+        scores = torch.cat(rewards)
+        if step < 0 and x0.is_floating_point():
+            # Some rewards have an opinion of NaN pixels; a sample that the network broke is dead all the same.
+            whole = x0.isfinite().flatten(1).all(1).cpu()
+            scores = self.sane(torch.where(whole, scores, torch.nan), _where(step), "the network")
         joined = {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
-        return Scored(torch.cat(rewards), joined, _join_samples(samples) if keep else None)
+        return Scored(scores, joined, _join_samples(samples) if keep else None)
+
+    def decode(self, x0: Tensor, group: Tensor) -> Any:
+        """Decode x0 (rows, *event_shape) that has been scored before."""
+        samples = []
+
+        def one(part: slice) -> None:
+            samples.append(self._decoded(x0[part], group[part], self.model.decode))
+
+        with torch.no_grad():
+            self._sliced(len(x0), one)
+        return _join_samples(samples)
 
     def differentiable(self, x: Tensor, group: Tensor) -> bool:
         """Can gradients reach x_t? What model and reward declare, or else found out by decoding and scoring one row of x (not counted as cost)."""
@@ -197,16 +216,7 @@ class Evaluate:
     def _score_slice(self, x0: Tensor, group: Tensor, noise: Tensor | None, step: int) -> tuple[Any, Tensor, dict[str, Tensor]]:
         n = len(x0)
         # Guesses on the way may be shown by a cheaper decoder; finished samples never are.
-        decode = self.model.decode if step < 0 else getattr(self.model, "preview", self.model.decode)
-        with self.cost.timed("decode", x0.device):
-            samples = decode(x0, group.to(x0.device))
-        if (
-            not (isinstance(samples, Tensor) or (isinstance(samples, list) and all(isinstance(s, str) for s in samples)))
-            or len(samples) != n
-        ):
-            got = type(samples).__name__ + (f" of {len(samples)}" if hasattr(samples, "__len__") else "")
-            raise TypeError(f"{type(self.model).__name__}.decode must return a tensor of {n} rows or a list of {n} strings, not a {got}")
-        self.cost.decode_rows += n
+        samples = self._decoded(x0, group, self.model.decode if step < 0 else getattr(self.model, "preview", self.model.decode))
         prompts = getattr(self.model, "prompts", None)
         beside = getattr(samples, "device", "cpu")
         offers = {
@@ -223,6 +233,19 @@ class Evaluate:
         self.cost.reward_rows += n
         return samples, scores, parts | (self._flags(n) if step < 0 else {})
 
+    def _decoded(self, x0: Tensor, group: Tensor, decode: Callable[[Tensor, Tensor], Any]) -> Any:
+        n = len(x0)
+        with self.cost.timed("decode", x0.device):
+            samples = decode(x0, group.to(x0.device))
+        if (
+            not (isinstance(samples, Tensor) or (isinstance(samples, list) and all(isinstance(s, str) for s in samples)))
+            or len(samples) != n
+        ):
+            got = type(samples).__name__ + (f" of {len(samples)}" if hasattr(samples, "__len__") else "")
+            raise TypeError(f"{type(self.model).__name__}.decode must return a tensor of {n} rows or a list of {n} strings, not a {got}")
+        self.cost.decode_rows += n
+        return samples
+
     def _flags(self, n: int) -> dict[str, Tensor]:
         """What the model's own checker said of the n rows decoded last, told once."""
         flags = {name: flag.cpu() for name, flag in (getattr(self.model, "flags", None) or {}).items() if len(flag) == n}
@@ -236,6 +259,14 @@ class Evaluate:
                     stacklevel=2,
                 )
         return flags
+
+    def _require_some(self, faults: int, n: int, step: int) -> None:
+        if faults == n:
+            raise DeadPopulation(
+                f"every particle of every group is dead: the reward {rewarding.name_of(self.reward)} returned NaN or +inf for every one of "
+                f"{n} {_where(step)}. It must return finite numbers, or −inf for what is forbidden; try it on the samples of a short "
+                f'unsteered run, viot.sample(model, lambda x: torch.zeros(len(x)), "base").'
+            )
 
     def _noise(self, group: Tensor, step: int, purpose: str) -> Tensor | None:
         if "noise" not in rewarding.asks_for(self.reward):
@@ -380,9 +411,9 @@ class Problem:
     def T(self) -> int:  # noqa: N802
         return len(self.grid)
 
-    def draw(self, step: int, purpose: str, round: int = 0) -> Draw:
-        """The random stream of one purpose at one step."""
-        return Draw(self.rng, self.groups, step, purpose, round)
+    def draw(self, step: int, purpose: str, round: int = 0, counts: Sequence[int] | None = None) -> Draw:
+        """The random stream of one purpose at one step, for as many rows in every group, or `counts` of them."""
+        return Draw(self.rng, self.groups, step, purpose, round, counts)
 
     def rows(self, value: Tensor) -> Tensor:
         """(G, K, …) -> (G·K, …)"""
@@ -398,19 +429,25 @@ class Problem:
 
     def prior(self) -> Tensor:
         """x_T (G, K, *event_shape), each group from its own stream."""
+        return self.fold(self.prior_rows([self.K] * self.G))
+
+    def prior_rows(self, counts: Sequence[int], round: int = 0) -> Tensor:
+        """x_T (sum of counts, *event_shape), so many of each group."""
         model = self.evaluate.model
-        draw = self.draw(-1, "prior")
+        draw = self.draw(-1, "prior", round)
         # Where a run starts may depend on the prompt, and on how noisy its first state is (image to image).
         first = {"t": self.grid.times[0]} if rewarding.takes(model.prior, "t") else {}
         asks = rewarding.takes(model.prior, "group")
         pieces = [
-            model.prior(self.K, generator, **first, **({"group": torch.full((self.K,), g)} if asks else {}))
-            for g, generator in zip(self.groups, draw.generators, strict=True)
+            model.prior(n, generator, **first, **({"group": torch.full((n,), g)} if asks else {}))
+            for g, generator, n in zip(self.groups, draw.generators, counts, strict=True)
+            if n
         ]
-        expected = (self.K, *model.event_shape)
-        if pieces[0].shape != expected:
-            raise ValueError(f"{type(model).__name__}.prior({self.K}, …) returned shape {tuple(pieces[0].shape)}, expected {expected}")
-        return torch.stack(pieces).to(device=model.device, dtype=model.dtype)
+        expected = tuple(model.event_shape)
+        if pieces[0].ndim == 0 or tuple(pieces[0].shape[1:]) != expected or sum(map(len, pieces)) != sum(counts):
+            found, expected = tuple(pieces[0].shape), (next(n for n in counts if n), *expected)
+            raise ValueError(f"{type(model).__name__}.prior({expected[0]}, …) returned shape {found}, expected {expected}")
+        return torch.cat(pieces).to(device=model.device, dtype=model.dtype)
 
     def start(self) -> State:
         """The state before the first step."""

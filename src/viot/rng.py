@@ -27,12 +27,17 @@ class Rng:
 
 
 class Draw:
-    """One purpose's stream at one step, for all groups: rows are group-major, and each group draws for all of its rows at once."""
+    """One purpose's stream at one step, for all groups: rows are group-major, and each group draws for all of its rows at once.
 
-    def __init__(self, rng: Rng, groups: Sequence[int], step: int, purpose: str, round: int = 0) -> None:
+    Every group has as many rows, or its own share of them: `counts`, one per group.
+    """
+
+    def __init__(
+        self, rng: Rng, groups: Sequence[int], step: int, purpose: str, round: int = 0, counts: Sequence[int] | None = None
+    ) -> None:
         self._make = lambda: [rng.generator(g, round, step, purpose) for g in groups]
         self._generators: list[torch.Generator] | None = None
-        self._groups = len(groups)
+        self._counts = [1] * len(groups) if counts is None else list(counts)
 
     @property
     def generators(self) -> list[torch.Generator]:
@@ -44,12 +49,13 @@ class Draw:
     def _fill(self, fill: Callable[..., Any], shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
         out = torch.empty(shape, dtype=dtype)
         if shape[0]:
-            for part, generator in zip(out.chunk(self._groups), self.generators, strict=True):
+            each = shape[0] // sum(self._counts)
+            for part, generator in zip(out.split([each * n for n in self._counts]), self.generators, strict=True):
                 fill(part, generator=generator)
         return out.to(device)
 
     def normal(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
-        """Standard normal numbers, `shape[0]` rows divided evenly among the groups."""
+        """Standard normal numbers, `shape[0]` rows divided among the groups."""
         return self._fill(Tensor.normal_, shape, dtype, device)
 
     def uniform(self, shape: tuple[int, ...]) -> Tensor:

@@ -105,7 +105,10 @@ class Run:
             getattr(self.problem.evaluate.model, "release", lambda: None)()
 
     def population(self, state: State) -> Population:
-        """The answer, from the run's final state."""
+        """The answer, from the run's final state; of a tree method from any state that it has yielded since its first finished samples."""
+        settle = getattr(self.method, "settle", None)
+        if not state.done and settle is not None:
+            state = settle(self.problem, state)
         return Population.from_state(state, self.method, self.config)
 
     def finish(self, checkpoint: str | Path | None = None, progress: bool | None = None) -> Population:
@@ -118,8 +121,8 @@ class Run:
         bar = tqdm(
             total=self.problem.T, initial=done, disable=None if progress is None else not progress, desc=self.config["method"]["name"]
         )
-        with bar:
-            reached = None
+        reached: State | None = None
+        try:
             for reached in self.states(state):
                 if not reached.done:
                     if not bar.disable:
@@ -127,6 +130,11 @@ class Run:
                     bar.update(reached.step - bar.n)
                     if saved:
                         saved.keep(reached)
+        finally:
+            bar.close()
+            # Interrupted or broken, the newest state must not be lost.
+            if saved:
+                saved.flush()
         if reached is None or not reached.done:
             raise RuntimeError(f"{self.config['method']['name']} ended without a state that is `done`; the last state of run() must be")
         population = self.population(reached)
@@ -248,8 +256,11 @@ def _whole(name: str, value: Any, least: int | None = 1) -> int:
 
 def _glance(state: State) -> dict[str, str]:
     """What the bar shows beside the steps and the time left."""
-    lineages = genealogy.distinct(state.roots).double().mean()
-    shown = {"ESS": f"{weights.ess(state.log_w).mean():.0f}", "lineages": f"{lineages:.0f}"}
+    if "tree.value" in state.group:
+        shown = {"nodes": f"{len(state.group['tree.value'])}"}
+    else:
+        lineages = genealogy.distinct(state.roots).double().mean()
+        shown = {"ESS": f"{weights.ess(state.log_w).mean():.0f}", "lineages": f"{lineages:.0f}"}
     if not state.rewards.isnan().all():
         shown["best"] = f"{state.rewards.nan_to_num(nan=-math.inf).max():.2f}"
     return shown

@@ -6,14 +6,22 @@ import inspect
 from typing import Any
 
 from ..registry import unknown
+from .das import DAS
+from .dps import DPS
+from .dts import DTS, DTSStar
 from .fkd import FKD
 from .fvd import FVD
 from .independent import Base, BestOfN, Importance
 from .method import Method, methods
 from .smc import SMC, ResamplingSMC
+from .svdd import SVDD, SVDDR
+from .tds import TDS
 from .vasr import VASR, VASRMax
 
-__all__ = ["FKD", "FVD", "SMC", "VASR", "Base", "BestOfN", "Importance", "Method", "ResamplingSMC", "VASRMax", "make", "methods"]
+__all__ = [
+    "DAS", "DPS", "DTS", "FKD", "FVD", "SMC", "SVDD", "SVDDR", "TDS", "VASR", "Base", "BestOfN", "DTSStar", "Importance", "Method",
+    "ResamplingSMC", "VASRMax", "make", "methods",
+]  # fmt: skip
 
 
 def make(method: str | Any, **settings: Any) -> Any:

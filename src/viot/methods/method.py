@@ -42,9 +42,15 @@ class Method:
         """Rows per particle that a run of `steps` decodes and scores, the finished sample included."""
         return 1
 
+    def grads(self, steps: int) -> int:
+        """Rows per particle of which a run of `steps` takes the gradient of the reward through decoder and network."""
+        return 0
+
     def run(self, problem: Problem, state: State | None = None) -> Iterator[State]:
         raise NotImplementedError
 
     def settings(self) -> dict[str, Any]:
         """The hyper-parameters, as they go into the record of a run."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        found = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        # As JSON will have it.
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}

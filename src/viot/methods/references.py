@@ -19,10 +19,62 @@ FK_STEERING = """\
   archivePrefix = {arXiv}
 }"""
 
+TWISTED = """\
+@misc{wu2023practical,
+  title         = {Practical and Asymptotically Exact Conditional Sampling in Diffusion Models},
+  author        = {Luhuan Wu and Brian L. Trippe and Christian A. Naesseth and David M. Blei and John P. Cunningham},
+  year          = {2023},
+  eprint        = {2306.17775},
+  archivePrefix = {arXiv}
+}"""
+
+ALIGNMENT = """\
+@misc{kim2025test,
+  title         = {Test-time Alignment of Diffusion Models without Reward Over-optimization},
+  author        = {Sunwoo Kim and Minkyu Kim and Dongmin Park},
+  year          = {2025},
+  eprint        = {2501.05803},
+  archivePrefix = {arXiv}
+}"""
+
+POSTERIOR = """\
+@misc{chung2022diffusion,
+  title         = {Diffusion Posterior Sampling for General Noisy Inverse Problems},
+  author        = {Hyungjin Chung and Jeongsol Kim and Michael T. Mccann and Marc L. Klasky and Jong Chul Ye},
+  year          = {2022},
+  eprint        = {2209.14687},
+  archivePrefix = {arXiv}
+}"""
+
+DECODING = """\
+@misc{li2024derivative,
+  title         = {Derivative-Free Guidance in Continuous and Discrete Diffusion Models with Soft Value-Based Decoding},
+  author        = {Xiner Li and Yulai Zhao and Chenyu Wang and Gabriele Scalia and Gokcen Eraslan and Surag Nair and Tommaso Biancalani and Shuiwang Ji and Aviv Regev and Sergey Levine and Masatoshi Uehara},
+  year          = {2024},
+  eprint        = {2408.08252},
+  archivePrefix = {arXiv}
+}"""
+
+TREE_SAMPLING = """\
+@misc{jain2025diffusion,
+  title         = {Diffusion Tree Sampling: Scalable inference-time alignment of diffusion models},
+  author        = {Vineet Jain and Kusha Sareen and Mohammad Pedramfar and Siamak Ravanbakhsh},
+  year          = {2025},
+  eprint        = {2506.20701},
+  archivePrefix = {arXiv}
+}"""
+
 #: BibTeX by the method's name. The baselines (base, best-of-n, importance) have no paper of their own.
 REFERENCES: dict[str, str] = {
+    "das": ALIGNMENT,
+    "dps": POSTERIOR,
+    "dts": TREE_SAMPLING,
+    "dts-star": TREE_SAMPLING,
     "fkd": FK_STEERING,
     "fvd": FLEMING_VIOT,
+    "svdd": DECODING,
+    "svdd-r": DECODING,
+    "tds": TWISTED,
     "vasr": FLEMING_VIOT,
     "vasr-max": FLEMING_VIOT,
 }

@@ -85,13 +85,13 @@ class SMC(Method):
     # -- the loop -----------------------------------------------------------------------------------------------------------------
 
     def run(self, problem: Problem, state: State | None = None) -> Iterator[State]:
-        value, scoring = as_value(self.value), set(self.scoring(problem.T))
+        scoring = set(self.scoring(problem.T))
         state = self.prepare(problem, problem.start()) if state is None else state
         while state.step < problem.T:
             score = state.step in scoring
             state = self.look(problem, state)
             if score:
-                state = value(problem, state)
+                state = self.assess(problem, state)
                 state = state.but(rewards=weights.floored(state.rewards, problem.lam))
                 if self.resample == "before_step":
                     state = self.choose(problem, state)
@@ -109,13 +109,9 @@ class SMC(Method):
 
     def end(self, problem: Problem, state: State) -> State:
         """Score x_0 and correct the weights: the final state of the run."""
-        x0 = problem.rows(state.x)
-        scored = problem.evaluate.score(x0, problem.group_rows(state.x.shape[1]), keep=True)
-        # Some rewards have an opinion of NaN pixels; a sample that the network broke is dead all the same.
-        whole = x0.isfinite().flatten(1).all(1).cpu() if x0.is_floating_point() else torch.ones(len(x0), dtype=torch.bool)
-        rewards = problem.evaluate.sane(torch.where(whole, scored.rewards, torch.nan), "finished samples", "the network")
+        scored = problem.evaluate.score(problem.rows(state.x), problem.group_rows(state.x.shape[1]), keep=True)
         parts = {name: problem.fold(value) for name, value in scored.parts.items()}
-        state = state.but(rewards=problem.fold(rewards), parts=parts, samples=scored.samples, prediction=None)
+        state = state.but(rewards=problem.fold(scored.rewards), parts=parts, samples=scored.samples, prediction=None)
         state = self.finish(problem, state)
         require_life(problem, state.log_w)
         return state.but(done=True, cost=problem.evaluate.cost.record())
@@ -134,9 +130,19 @@ class SMC(Method):
         prediction: Prediction = problem.evaluate(problem.rows(state.x), t, group)[0]
         return state.but(prediction=prediction.map(problem.fold))
 
+    def assess(self, problem: Problem, state: State) -> State:
+        """What the states are worth, as `state.rewards`: the intermediate value."""
+        return as_value(self.value)(problem, state)
+
     def weigh(self, problem: Problem, state: State) -> State:
         """Rewards -> log-potential: add it to log_w and to the path. None by default."""
         return state
+
+    @staticmethod
+    def reach(state: State, log_value: Tensor) -> State:
+        """The difference potential: weigh by what is missing for the potentials of each path to multiply to exp(log_value)."""
+        missing = weights.subtract(log_value, state.extra["path"])
+        return state.but(log_w=state.log_w + missing).with_extra(path=log_value)
 
     def select(self, problem: Problem, state: State) -> State:
         """Weights -> ancestors and new weights."""
@@ -146,17 +152,25 @@ class SMC(Method):
         """η of the next step, 0 deterministic (DDIM) to 1 ancestral (DDPM): a number, or one per particle (G, K)."""
         raise NotImplementedError
 
+    def drift(self, problem: Problem, state: State) -> Tensor | None:
+        """What is added to the score of the proposal, (G, K, *event_shape), before every step but the last; none by default."""
+        return None
+
     def propose(self, problem: Problem, state: State) -> State:
         """Move every particle by the kernel; log p − log q of the draw joins the weights at every step."""
         assert state.prediction is not None
         # The chain ends without noise, also where the grid ends at σ > 0 (Stable Diffusion's .03).
-        eta = self.etas(state) if state.step < problem.T - 1 else 0.0
+        last = state.step == problem.T - 1
+        eta = 0.0 if last else self.etas(state)
+        drift = None if last else self.drift(problem, state)
         x, log_ratio = problem.kernel.step(
             problem.rows(state.x),
             state.prediction.map(problem.rows),
             problem.grid.coeffs(state.step),
             problem.rows(eta) if isinstance(eta, Tensor) else eta,
             problem.draw(state.step, "propose"),
+            # A kernel of a stranger's need not know the word.
+            **({} if drift is None else {"drift": problem.rows(drift)}),
         )
         return state.but(x=problem.fold(x), log_w=state.log_w + problem.fold(log_ratio), prediction=None)
 
@@ -201,11 +215,6 @@ class SMC(Method):
     def stats(self, problem: Problem, state: State) -> dict[str, Tensor]:
         """Statistics (G,) of a selection that only the method knows: a λ or temperature of its own."""
         return {}
-
-    def settings(self) -> dict:
-        shown = super().settings()
-        shown["schedule"] = list(self.schedule) if not isinstance(self.schedule, (str, int)) else self.schedule
-        return shown
 
 
 @dataclass(frozen=True)
@@ -254,9 +263,14 @@ class ResamplingSMC(SMC):
 
     def ancestors(self, problem: Problem, state: State, masses: Tensor) -> Tensor:
         """Ancestors (G, K) from masses (G, K)."""
-        scheme = resample.get(self.resampling)
-        u = problem.draw(state.step, "select").uniform((len(masses) * max(1, scheme.uniforms(masses.shape[1])),))
-        return scheme(masses / masses.sum(-1, keepdim=True), u.view(len(masses), -1))
+        return draw_ancestors(problem, self.resampling, state.step, masses)
+
+
+def draw_ancestors(problem: Problem, resampling: str, step: int, masses: Tensor) -> Tensor:
+    """Ancestors (G, K) from masses (G, K) by the scheme of that name, with the random numbers of the step."""
+    scheme = resample.get(resampling)
+    u = problem.draw(step, "select").uniform((len(masses) * max(1, scheme.uniforms(masses.shape[1])),))
+    return scheme(masses / masses.sum(-1, keepdim=True), u.view(len(masses), -1))
 
 
 def require_life(problem: Problem, log_w: Tensor) -> None:

@@ -76,15 +76,10 @@ class VASR(ResamplingSMC):
         centred = state.rewards - state.rewards.mean(-1, keepdim=True)
         return centred / (centred.square().mean(-1, keepdim=True).sqrt() + 1e-8)
 
-    def prepare(self, problem: Problem, state: State) -> State:
-        return super().prepare(problem, state).with_extra(before=torch.zeros_like(state.log_w))
-
     def weigh(self, problem: Problem, state: State) -> State:
         if not (self.carry_potential or self.masses == "weights"):
             return state
-        log_g = weights.subtract(weights.tilt(state.rewards, problem.lam), weights.tilt(state.extra["before"], problem.lam))
-        path = state.extra["path"] + log_g
-        return state.but(log_w=state.log_w + log_g).with_extra(path=path, before=state.rewards)
+        return self.reach(state, weights.tilt(state.rewards, problem.lam))
 
     def log_masses(self, problem: Problem, state: State) -> Tensor:
         if self.masses == "spike":

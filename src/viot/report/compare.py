@@ -14,6 +14,7 @@ from .beside import side_by_side
 from .gallery import tiles
 from .page import document, table
 from .pictures import order
+from .search import findings
 from .svg import LEFT, RIGHT, Scale, axes, figure, marker, ticks
 from .verdict import standard_error, verdict
 from .words import count, duration, listed, number, percent, plural, setting
@@ -58,7 +59,8 @@ def row(name: str, population: Population, judged: float | None = None) -> dict[
         "standard_error": None if math.isnan(error) else error,
         "best_reward": float(best.max()) if len(best) else None,
         "best_per_prompt": mean(population.rewards.amax(-1)) if len(population.prompts) > 1 else None,
-        "ess": mean(population.ess) if population.exact else None,
+        # A tree's draws are equally weighted, whatever they are worth: what tells is how many leaves share its law.
+        "ess": mean(population.ess if population.tree is None else findings(population).effective) if population.exact else None,
         "log_z": mean(population.log_z),
         "lineages": mean(population.surviving_lineages),
         "particles": population.shape[1],

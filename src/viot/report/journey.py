@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import lineage
 from .gallery import group_label
+from .search import progress
 from .svg import Line, chart
 from .tree import tree
 from .words import count
@@ -33,6 +34,8 @@ def _line(label: str, x: list[float], values: Tensor) -> Line:
 
 def charts(population: Population) -> str:
     """ESS, rewards, descent, offspring variance and, where the method has them, absorption and λ, selection by selection."""
+    if population.tree is not None:
+        return progress(population)
     trace, k = population.trace, population.ancestors.shape[-1]
     steps = trace.get("step", torch.zeros(0)).tolist()
     if not steps:

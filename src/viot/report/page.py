@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from .gallery import gallery, group_label
 from .journey import charts, trees
+from .search import findings, search
 from .verdict import standard_error, verdict
 from .words import count, duration, number, obstacle, percent, plural, repeat_line, sentence, title
 
@@ -45,6 +46,7 @@ def page(population: Population) -> str:
         ("Groups", _groups(population)),
         ("On the way", charts(population)),
         ("Genealogy", trees(population)),
+        ("Search tree", search(population)),
         ("Cost", _cost(population)),
         ("Run it again", _again(population)),
     ]
@@ -80,7 +82,8 @@ def _tiles(population: Population) -> str:
     rewards = population.rewards[population.rewards.isfinite()]
     means = population.mean()[population.ess > 0]
     error = standard_error(population) if population.exact else math.nan
-    weighted = "weighted" if math.isnan(error) else f"±\u00a0{number(error, 2)}, weighted"
+    how = "weighted" if population.tree is None else "of the draws"
+    weighted = how if math.isnan(error) else f"±\u00a0{number(error, 2)}, {how}"
     facts = [("mean reward", number(means.mean()) if len(means) else "–", weighted if population.exact else "of the particles")]
     best = population.rewards.amax(-1)
     if population.prompts and g > 1 and best.isfinite().any():
@@ -88,8 +91,17 @@ def _tiles(population: Population) -> str:
         facts.append(("best per prompt", number(best[best.isfinite()].mean()), f"{number(best.max())} the highest"))
     else:
         facts.append(("best reward", number(rewards.max()) if len(rewards) else "–", f"of {count(g * k)}"))
-    if population.exact:
-        facts.append(("effective sample size", number(population.ess.mean()), f"of {count(k)}" + (" per group" if g > 1 else "")))
+    each = " per group" if g > 1 else ""
+    if population.tree is not None:
+        # Draws of a tree are equally weighted: what they are worth is seen in the tree.
+        seen = findings(population)
+        found = seen.found.double().mean()
+        if population.exact:
+            facts.append(("effective leaves", number(seen.effective.mean()), f"of {count(found)}{each}"))
+        facts.append(("distinct samples", number(seen.distinct.double().mean()), f"of {count(k)}{each}"))
+        facts.append(("finished samples", count(found), f"found{each}"))
+    elif population.exact:
+        facts.append(("effective sample size", number(population.ess.mean()), f"of {count(k)}{each}"))
     z = population.log_z[population.log_z.isfinite()]
     if len(z):
         apart = f"±\u00a0{number(z.std(), 2)} over groups" if len(z) > 1 else "log E exp(λ r)"
@@ -127,19 +139,17 @@ def _groups(population: Population) -> str:
     g = population.shape[0]
     if g == 1:
         return ""
-    mean, best, ess, z, left = (
-        population.mean(),
-        population.rewards.amax(-1),
-        population.ess,
-        population.log_z,
-        population.surviving_lineages,
-    )
-    rows = [
-        [group_label(population, i), number(mean[i]), number(best[i]), number(ess[i]), number(z[i]), count(left[i])]
-        for i in range(min(g, ROWS))
-    ]
-    more = f'<p class="more">and {count(g - ROWS)} more</p>' if g > ROWS else ""
-    return table(["group", "mean reward", "best reward", "ESS", "log Z", "lineages"], rows) + more
+    mean, best = population.mean(), population.rewards.amax(-1)
+    if population.tree is not None:
+        seen = findings(population)
+        head = ["effective leaves", "distinct", "found"]
+        more = list(zip(map(number, seen.effective), map(count, seen.distinct), map(count, seen.found), strict=True))
+    else:
+        head = ["ESS", "log Z", "lineages"]
+        more = list(zip(map(number, population.ess), map(number, population.log_z), map(count, population.surviving_lineages), strict=True))
+    rows = [[group_label(population, i), number(mean[i]), number(best[i]), *more[i]] for i in range(min(g, ROWS))]
+    rest = f'<p class="more">and {count(g - ROWS)} more</p>' if g > ROWS else ""
+    return table(["group", "mean reward", "best reward", *head], rows) + rest
 
 
 # -- the end --------------------------------------------------------------------------------------------------------------------------

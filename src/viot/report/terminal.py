@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .search import findings
 from .verdict import standard_error, verdict
 from .words import count, duration, number, plural, sentence, size, title
 
@@ -77,7 +78,12 @@ def _scores(population: Population) -> list[tuple[str, str]]:
     if different and best.isfinite().any():
         rows[-1] = ("best reward", f"{number(best[best.isfinite()].mean())} per prompt, {number(best.max())} the highest")
     per_group = " per group" if g > 1 else ""
-    if population.exact:
+    if population.tree is not None:
+        seen = findings(population)
+        spread = f"{number(seen.effective.mean())} effective of " if population.exact else ""
+        rows.append(("leaves", f"{spread}{count(seen.found.double().mean())} found{per_group}"))
+        rows.append(("distinct", f"{number(seen.distinct.double().mean())} of {plural(k, 'sample')}{per_group}"))
+    elif population.exact:
         rows.append(("ESS", f"{number(population.ess.mean())} of {count(k)}{per_group}"))
     z = population.log_z[population.log_z.isfinite()]
     if len(z):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from .. import weights
+from .search import Findings, findings
 from .words import count, listed, method_name, number, percent, plural
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ Level = Literal["believe", "caution", "doubt"]
 LOW_SHARE, LOW_ESS = 0.1, 10
 #: Standard deviations of log Z over groups: e^0.5 ≈ 1.6 and e^1 ≈ 2.7 are the factors by which estimates of Z typically differ.
 SPREAD_CAUTION, SPREAD_DOUBT = 0.5, 1.0
+#: The way out of a tree that draws too few samples.
+_GROW = "Use more particles, which let the tree grow, or a smaller lam."
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ def strength_advice(population: Population) -> str | None:
     rewards = population.rewards[population.rewards.isfinite()]
     if not population.exact or k < 3 or lam == 0 or len(rewards) < 3:
         return None
+    if population.tree is not None:
+        return _tree_advice(population, lam)
     few = (population.ess > 0) & (population.ess < 2)
     # Among very many groups an unlucky one is no news.
     if few.double().mean() > 0.02:
@@ -76,11 +81,30 @@ def strength_advice(population: Population) -> str | None:
         return f"fewer than 2 effective particles of {k} are left{where}: the weights rest on a single sample. {_milder(population)}"
     spread = rewards.std().item()
     if abs(lam) * spread < 0.1 and not _moved(population):
-        stronger = (
-            f" lam={1 / spread:.3g} makes one standard deviation of reward count e-fold." if spread > 0 else " All rewards are equal."
-        )
-        return f"λ · std(reward) = {abs(lam) * spread:.2g}: steering this weak is hardly felt.{stronger}"
+        return f"λ · std(reward) = {abs(lam) * spread:.2g}: steering this weak is hardly felt.{_stronger(spread)}"
     return None
+
+
+def _tree_advice(population: Population, lam: float) -> str | None:
+    """The same for draws from a tree, whose weights are equal whatever they are worth."""
+    tree = population.tree
+    assert tree is not None
+    seen = findings(population)
+    few = (seen.effective > 0) & (seen.effective < 2)
+    if few.double().mean() > 0.02 and int(seen.found.max()) > 2:
+        where = "" if len(few) == 1 else f" in {int(few.sum())} of {len(few)} groups"
+        return f"fewer than 2 effective leaves of {count(seen.found.double().mean())} are left{where}: the draws repeat a single sample. {_GROW}"
+    rewards = tree.value[tree.leaves]
+    spread = float(rewards[rewards.isfinite()].std(correction=0))
+    # The value of a root is log Z / λ.
+    kl = lam * (population.mean() - tree.value[: tree.groups])
+    if abs(lam) * spread < 0.1 and not bool((kl > 0.1).any()):
+        return f"λ · std(reward) = {abs(lam) * spread:.2g}: steering this weak is hardly felt.{_stronger(spread)}"
+    return None
+
+
+def _stronger(spread: float) -> str:
+    return f" lam={1 / spread:.3g} makes one standard deviation of reward count e-fold." if spread > 0 else " All rewards are equal."
 
 
 def _moved(population: Population) -> bool:
@@ -120,7 +144,10 @@ def verdict(population: Population) -> Verdict:
     if dead == g:
         return Verdict("doubt", "Nothing to believe: every particle died.", trouble)
     if not population.exact:
-        return Verdict("caution" if trouble else "believe", _candidates(population), trouble)
+        reasons = _searched(population) + trouble
+        return Verdict("caution" if trouble else "believe", _candidates(population), reasons)
+    if population.tree is not None:
+        return _of_tree(population, trouble)
     living = population.ess[population.ess > 0]
     ess, worst = living.mean().item(), living.min().item()
     spread, agreement = _agreement(population)
@@ -150,6 +177,62 @@ def _candidates(population: Population) -> str:
     if name == "base":
         return "Plain draws of the model: equally weighted, not steered."
     return f"Candidates, not draws: {name} looks for high reward and does not sample the tilted law, so the ESS says nothing here."
+
+
+def _of_tree(population: Population, trouble: list[str]) -> Verdict:
+    """Draws from a search tree are equally weighted by construction: what counts is over how many of its leaves they spread."""
+    g, k = population.shape
+    seen = findings(population)
+    alive = seen.effective > 0
+    if not bool(alive.any()):
+        return Verdict("doubt", "Nothing to believe: no finished sample is possible.", trouble)
+    effective, worst = seen.effective[alive].mean().item(), seen.effective[alive].min().item()
+    found = count(seen.found.double().mean())
+    shared = bool((seen.noises[alive] == 1).any()) and k >= 8
+    reasons = [_spread(seen, alive, k), _noises(seen, alive, k)]
+    if worst < 2 and k > 2:
+        what = f"the draws rest on about {plural(max(1, round(worst)), 'finished sample')} of {found}" + (" in one group" if g > 1 else "")
+        return Verdict("doubt", f"Doubt it: {what}.", [*reasons, *trouble, _GROW])
+    reasons[0] += _accuracy(population)
+    low = worst < max(LOW_SHARE * k, min(LOW_ESS, k / 2))
+    if low or shared or trouble:
+        why = (
+            ["the draws share few samples"] * low + ["they share one draw of noise"] * shared + ["some particles were lost"] * bool(trouble)
+        )
+        return Verdict("caution", f"Usable with care: {listed(why)}.", [*reasons, *trouble, *[_GROW] * (low or shared)])
+    advice = strength_advice(population)
+    if advice:
+        return Verdict("believe", "Believe it, but it is hardly steered.", [*reasons, advice])
+    return Verdict("believe", f"Believe it: about {count(round(effective))} effective leaves of {found} found.", reasons)
+
+
+def _spread(seen: Findings, alive: torch.Tensor, k: int) -> str:
+    """Effective leaves and distinct samples, in a sentence."""
+    several = len(seen.found) > 1
+    mean, least = seen.effective[alive].mean(), seen.effective[alive].min()
+    text = f"{number(mean)} effective leaves (1 / Σ p² by the tree's law) of {count(seen.found.double().mean())} finished samples found"
+    text += f", {number(least)} in the worst group" if several else ""
+    distinct = seen.distinct[alive].double()
+    text += f"; {number(distinct.mean())} of the {count(k)} draws differ" + (", on average" if several else "")
+    return f"{text}. They are equally weighted whatever they are worth: draws of a tree tend to the tilted law as it grows."
+
+
+def _noises(seen: Findings, alive: torch.Tensor, k: int) -> str:
+    some = " in the worst group" if len(seen.found) > 1 else ""
+    i = int(torch.where(alive, seen.noises, k + 1).argmin())
+    one = int(seen.noises[i]) == 1
+    return f"The draws descend from {count(seen.noises[i])} of {plural(int(seen.tried[i]), 'draw')} of noise{some}{': they share their coarse structure' if one else ''}."
+
+
+def _searched(population: Population) -> list[str]:
+    """What the candidates were chosen from, where a tree tells."""
+    if population.tree is None:
+        return []
+    seen, k = findings(population), population.shape[1]
+    each = " per group, on average" if len(seen.found) > 1 else ""
+    return [
+        f"{number(seen.distinct.double().mean())} distinct samples of {count(k)}, from {count(seen.found.double().mean())} finished ones found{each}."
+    ]
 
 
 def _effective(ess: float, worst: float, k: int, g: int) -> str:
@@ -182,7 +265,8 @@ def _accuracy(population: Population) -> str:
     if math.isnan(error) or error == 0:
         return ""
     mean = number(population.mean()[population.ess > 0].mean())
-    what = "groups and lineages" if population.shape[0] > 1 else "lineages" if len(population.ancestors) else "particles"
+    kin = "draws of noise" if population.tree is not None else "lineages" if len(population.ancestors) else "particles"
+    what = kin if population.shape[0] == 1 else f"groups and {'lineages' if kin == 'particles' else kin}"
     return f" The mean reward, {mean}, is known to about ±\u00a0{number(error, 2)}, judged by how the {what} differ."
 
 
