@@ -2,8 +2,9 @@
 
     python benchmarks/digits.py --data DIR [--digit 7] [--seeds 10] [--particles 64] [--steps 40] [--out runs/steering.json]
 
-Every method gets K·T network rows per seed, the same schedule, λ and seeds. Each seed is one group; K weighted draws are taken from it. The
-distance is Fréchet's in the judge's 96 features, to all real digits of that class in the training set; it means nothing beside numbers in other
+Every method gets K·T network rows per seed, the same λ and seeds; those that resample score at the same steps, but where the row says every
+step. Gradients come on top: rows of the network that are gone through backwards as well. Each seed is one group; K weighted draws are taken from
+it. The distance is Fréchet's in the judge's 96 features, to all real digits of that class in the training set; it means nothing beside numbers in other
 features.
 """
 
@@ -18,7 +19,7 @@ from pathlib import Path
 import torch
 
 import viot
-from viot.methods import FKD, FVD, VASR, Base, BestOfN, Importance, VASRMax
+from viot.methods import DAS, DPS, DTS, FKD, FVD, SVDD, SVDDR, TDS, VASR, Base, BestOfN, DTSStar, Importance, VASRMax
 from viot.metrics import frechet_distance, pairwise_distance
 from viot.rewards.digits import judge
 
@@ -37,6 +38,16 @@ METHODS = {
     "fvd (η = 0, 1)": FVD(),
     "fvd (η = 1, 1)": FVD(eta_base=1.0),
     "vasr-max": VASRMax(),
+    "dps": DPS(),
+    "tds": TDS(schedule=FIFTHS),
+    "tds, every step": TDS(schedule="every"),
+    "tds, mean=score": TDS(schedule=FIFTHS, mean="score"),
+    "das": DAS(schedule=FIFTHS),
+    "das, every step": DAS(schedule="every"),
+    "svdd": SVDD(),
+    "svdd-r": SVDDR(),
+    "dts": DTS(),
+    "dts-star": DTSStar(),
 }
 
 
@@ -92,21 +103,27 @@ def main():
             "frechet": frechet_distance(found, real),
             "diversity": pairwise_distance(found),
             "reward": p.mean().mean().item(),
+            "best": p.best(1).rewards.mean().item(),
             "ess": p.ess.mean().item(),
             "log_z_sd": p.log_z.std().item(),
             "nfe": p.nfe // args.seeds,
+            "grad_rows": p.grad_rows // args.seeds,
             "seconds": p.seconds["total"],
         }
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(rows, indent=1))
     print(
-        f"| method | judged a {args.digit} | lineages | Fréchet | diversity | E[log p] | ESS | sd log Z |\n|---|---|---|---|---|---|---|---|"
+        f"| method | judged a {args.digit} | lineages | Fréchet | diversity | E[log p] | best log p | ESS | sd log Z | rows, with gradient | seconds |\n"
+        f"|---|---|---|---|---|---|---|---|---|---|---|"
     )
-    for name, r in rows.items():
+    for name in METHODS:
+        r = rows.get(name)
+        if r is None or r["settings"] != settings:
+            continue
         z = "–" if r["log_z_sd"] != r["log_z_sd"] else f"{r['log_z_sd']:.2f}"
         print(
-            f"| {name} | {100 * r['judged']:.1f} % | {r['lineages']:.1f} | {r['frechet']:.2f} | {r['diversity']:.2f} | {r['reward']:.3f} | "
-            f"{r['ess']:.0f} | {z} |"
+            f"| {name} | {100 * r['judged']:.1f} % | {r['lineages']:.1f} | {r['frechet']:.2f} | {r['diversity']:.2f} | {r['reward']:.3f} | {r['best']:.4f} | "
+            f"{r['ess']:.0f} | {z} | {r['nfe']}, {r['grad_rows']} | {r['seconds']:.0f} |"
         )
 
 

@@ -2,15 +2,12 @@
 
     python examples/your_method.py
 
-Tempered SMC: the strength grows linearly along the run, G_t = exp(λ (γ_t r_t − γ_{t+1} r_{t+1})). It declares what it keeps beside the
-particles, adds its log-potential to `log_w` and to `path`, and everything else (selection, exact weights, evidence, budget, checkpoints,
-lineages, the report) comes with the loop.
+Tempered SMC: the strength grows linearly along the run, G_t = exp(λ (γ_t r_t − γ_{t+1} r_{t+1})). It says which potential a path
+has reached; everything else (selection, exact weights, evidence, budget, checkpoints, lineages, the report) comes with the loop.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar
-
-import torch
 
 import viot
 from viot import weights
@@ -26,14 +23,9 @@ class Tempered(ResamplingSMC):
     name: ClassVar[str] = "tempered"
     power: float = 1.0
 
-    def prepare(self, problem, state):
-        return super().prepare(problem, state).with_extra(applied=torch.zeros_like(state.log_w))
-
     def weigh(self, problem, state):
         gamma = (state.step / problem.T) ** self.power
-        now = weights.tilt(state.rewards, problem.lam * gamma)
-        log_g = weights.subtract(now, state.extra["applied"])
-        return state.but(log_w=state.log_w + log_g).with_extra(applied=now, path=state.extra["path"] + log_g)
+        return self.reach(state, weights.tilt(state.rewards, problem.lam * gamma))
 
 
 def main():

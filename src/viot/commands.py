@@ -108,6 +108,7 @@ def _describe(task: Task, device: str | None, out: Path) -> int:
     run = _checked(task, model)
     rows, apart = planned(run), _apart(task, model, run)
     shown = [*_settings(task, run), ("network rows", count(rows.network)), ("reward rows", count(rows.reward))]
+    shown += [("gradient rows", count(rows.gradient))] if rows.gradient else []
     shown += [(name, f"{count(more.network)} network rows more") for name, more in apart.items()]
     say("Nothing was run. This would be:\n")
     say(facts([*shown, ("out", str(out))]))

@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +28,27 @@ PHASES = ("network", "decode", "reward", "moving")
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows over all groups, as `Population` counts them: through the network, decoded, and scored."""
+    """Rows over all groups, as `Population` counts them: through the network, decoded, scored, and back through the gradient."""
 
     network: int
     decode: int
     reward: int
+    gradient: int = 0
 
     def __add__(self, other: Rows) -> Rows:
-        return Rows(self.network + other.network, self.decode + other.decode, self.reward + other.reward)
+        return Rows(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 def planned(run: Run) -> Rows:
-    """The rows that a prepared run will spend, which is what it then counts: known where every particle lives through all T steps."""
+    """The rows that a prepared run will spend, which is what it then counts: known where every particle lives through all T steps.
+
+    A tree spends at most as many network rows, less than one chain fewer, and finds at least as many samples to score.
+    """
     problem, method = run.problem, run.method
     particles = problem.G * problem.K
     scored = particles * (method.scored(problem.T) if hasattr(method, "scored") else 1)
-    return Rows(particles * method.cost(problem.T), scored, scored)
+    gradient = particles * method.grads(problem.T) if hasattr(method, "grads") else 0
+    return Rows(particles * method.cost(problem.T), scored, scored, gradient)
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class Estimate:
     """What a run would cost. `rows` are those of the run itself, `extra` those counted apart from it (a pilot, unsteered draws).
 
     each      seconds per row of each phase: network, decode and reward of finished samples, "guess decode" and "guess reward" of the
-              clean guesses on the way, and moving, a step of the kernel
+              clean guesses on the way, gradient, through the network and back from the reward, and moving, a step of the kernel
     finished  how many of the decoded rows are finished samples, those of pilot and unsteered draws included
     first     seconds of the first measured step, which warms up
     """
@@ -86,7 +91,8 @@ class Estimate:
     def seconds(self) -> dict[str, float]:
         """Seconds by phase, and their sum as "total"."""
         rows, final = self.total, self.finished
-        found = {"network": rows.network * self.each["network"], "moving": rows.network * self.each["moving"]}
+        forward = (rows.network - rows.gradient) * self.each["network"] + rows.gradient * self.each.get("gradient", 0.0)
+        found = {"network": forward, "moving": rows.network * self.each["moving"]}
         for name, n in (("decode", rows.decode), ("reward", rows.reward)):
             found[name] = final * self.each[name] + (n - final) * self.each[f"guess {name}"]
         return {**{name: found[name] for name in PHASES}, "total": sum(found.values())}
@@ -113,14 +119,15 @@ def plain(run: Run, draws: int) -> Rows:
 def measure(run: Run, extra: dict[str, Rows] | None = None, before: int | None = None) -> Estimate:
     """The cost of a prepared run. `before` is the resident set from before its model was loaded."""
     problem, extra = run.problem, extra or {}
-    probe = _Probe(problem, min(problem.evaluate.batch_size or FEW, problem.G * problem.K))
+    rows = planned(run)
+    probe = _Probe(problem, min(problem.evaluate.batch_size or FEW, problem.G * problem.K), rows.gradient > 0)
     with probe.watched(resident() if before is None else before):
         start = time.perf_counter()
         probe.step()
         first = time.perf_counter() - start
         each = probe.step()
     finished = problem.G * problem.K + sum(rows.decode for rows in extra.values())
-    return Estimate(planned(run), extra, each, finished, first, probe.memory())
+    return Estimate(rows, extra, each, finished, first, probe.memory())
 
 
 @dataclass
@@ -129,6 +136,7 @@ class _Probe:
 
     problem: Problem
     rows: int
+    gradient: bool = False
     peak: int | None = None
     weights: int = 0
     bytes_each: int = field(default=0, init=False)
@@ -155,12 +163,17 @@ class _Probe:
             on_the_way = replace(evaluate.cost)
             with contextlib.suppress(DeadPopulation):
                 finished = evaluate.score(guess, group, keep=True).samples
+            back = replace(evaluate, cost=Cost())
+            if self.gradient:
+                with contextlib.suppress(DeadPopulation):
+                    back(x, problem.grid.times[0], group, grad=True, step=0)
         with evaluate.cost.timed("selection", x.device):
             problem.kernel.step(x, prediction, problem.grid.coeffs(0), 1.0, replace(problem, groups=problem.groups[:1]).draw(0, "propose"))
         cost = evaluate.cost
         kept = [x, x, *prediction.tensors(), *([finished, finished] if isinstance(finished, Tensor) else [])]
         self.bytes_each = sum(v.numel() * v.element_size() for v in kept) // n
         return {
+            **({"gradient": back.cost.network_seconds / n} if self.gradient else {}),
             "network": cost.network_seconds / n,
             "guess decode": on_the_way.decode_seconds / n,
             "guess reward": on_the_way.reward_seconds / n,

@@ -30,8 +30,9 @@ class DAS(Guided):
 
     tempering   "exponential"  γ_j = min(2^{j / (full·T)} − 1, 1), the paper's (1 + γ)^j − 1 with γ = 0.008 at T = 100
                 "polynomial"   γ_j = min((j / (full·T))^power, 1)
-                "adaptive"     at each scoring step and in each group the largest γ that leaves an ESS of ess_threshold·K, by bisection; the
-                               drift uses the γ reached. Then selects, until γ is 1
+                "adaptive"     at each scoring step and in each group the largest γ ≤ min(j / (full·T), 1) that leaves an ESS of
+                               ess_threshold·K, by bisection; the drift uses the γ reached. (The bound is ours: guesses from pure noise are
+                               all alike, so that no γ would cost any ESS there)
                 "none"         γ = 1: the twisted diffusion sampler with the proposal `mean="score"`
     full        the share of the steps after which γ is 1
 
@@ -57,11 +58,12 @@ class DAS(Guided):
             raise ValueError("tempering='adaptive' aims at an ESS: it needs ess_threshold > 0")
 
     def gamma(self, step: int, total: int) -> float:
-        """γ of a step, fixed beforehand."""
+        """γ of a step, fixed beforehand; the most it may be where it adapts."""
         if self.tempering == "none":
             return 1.0
         share = step / (self.full * total)
-        return min(2**share - 1 if self.tempering == "exponential" else share**self.power, 1.0)
+        power = self.power if self.tempering == "polynomial" else 1.0
+        return min(2**share - 1 if self.tempering == "exponential" else share**power, 1.0)
 
     def prepare(self, problem: Problem, state: State) -> State:
         return super().prepare(problem, state).with_group(gamma=torch.zeros(problem.G, dtype=torch.float64))
@@ -87,7 +89,8 @@ class DAS(Guided):
         def lost(gamma: Tensor) -> Tensor:
             return -weights.ess(self.twisted(problem, state, gamma).log_w)
 
-        return weights.solve_monotone(lost, -aim, reached, torch.ones_like(reached))
+        most = torch.full_like(reached, self.gamma(state.step, problem.T))
+        return weights.solve_monotone(lost, -aim, reached, most)
 
     def strength(self, problem: Problem, state: State) -> float | Tensor:
         if self.tempering == "adaptive":

@@ -58,15 +58,15 @@ class Guided(ResamplingSMC):
             )
 
     @property
-    def guided(self) -> bool:
+    def needs_gradient(self) -> bool:
         return self.guidance != 0
 
     def grads(self, steps: int) -> int:
-        return steps - 1 if self.guided else 0
+        return steps - 1 if self.needs_gradient else 0
 
     def scored(self, steps: int) -> int:
         """The gradient scores the clean guess; another intermediate value scores beside it."""
-        if not self.guided:
+        if not self.needs_gradient:
             return super().scored(steps)
         return 1 + self.grads(steps) + len(self.scoring(steps)) * (0 if self._tweedie else scored_by(as_value(self.value)))
 
@@ -75,7 +75,7 @@ class Guided(ResamplingSMC):
         return isinstance(as_value(self.value), Tweedie)
 
     def prepare(self, problem: Problem, state: State) -> State:
-        if self.guided:
+        if self.needs_gradient:
             require_gradients(self, problem, state)
         return super().prepare(problem, state)
 
@@ -99,7 +99,7 @@ class Guided(ResamplingSMC):
         return problem.lam
 
     def drift(self, problem: Problem, state: State) -> Tensor | None:
-        if not self.guided:
+        if not self.needs_gradient:
             return None
         gradient = state.extra["gradient"]
         strength = self.guidance * torch.as_tensor(self.strength(problem, state), dtype=torch.float64)

@@ -34,6 +34,11 @@ class Method:
         """Is the mean of the final weights an estimate of Z = E_p[exp(λ r)]?"""
         return self.exact
 
+    @property
+    def needs_gradient(self) -> bool:
+        """Does it follow the gradient of the reward, so that model and reward must be differentiable?"""
+        return False
+
     def cost(self, steps: int) -> int:
         """Network rows per particle of a run of `steps`: K = ⌊budget / cost⌋."""
         return steps

@@ -114,7 +114,8 @@ def costed(found: Estimate, particles: int, batch_size: int | None) -> str:
     body = [[name, count(n), _each(seconds[name] / n if n else 0.0), duration(seconds[name])] for name, n in counted.items()]
     table = columns(["", "rows", "each", "time"], [*body, ["total", "", "", duration(seconds["total"])]], numbers=True)
     lines = textwrap.indent(table, "  ").splitlines()
-    said = [f"{plural(more.network, 'network row')} of them {_WHY.get(name, name)}" for name, more in found.extra.items()]
+    said = [f"{plural(rows.gradient, 'network row')} with their gradient, {_each(found.each['gradient'])} each"] if rows.gradient else []
+    said += [f"{plural(more.network, 'network row')} of them {_WHY.get(name, name)}" for name, more in found.extra.items()]
     said.append(f"measured on {plural(memory.rows, 'row')} at a time, after a first step of {duration(found.first)}")
     if memory.peak is not None and not memory.cuda:
         said.append(
