@@ -71,7 +71,7 @@ def speed(args):
             if p.tree is not None:
                 below = torch.bincount(p.tree.parent[p.tree.parent >= 0], minlength=len(p.tree))[p.tree.level.bool()]
                 shape[name] = {"nodes": len(p.tree), "rollouts": p.reward_rows, "branching": int((below > 1).sum()), "nfe": p.nfe}
-            shape.setdefault(name, {"nfe": p.nfe})["seconds"] = p.seconds
+            shape.setdefault(name, {"nfe": p.nfe})["clocks"] = p.seconds
             print(f"{name:12s} {times[name][-1]:6.1f} s, {p.nfe} rows, selection {p.seconds['selection']:.2f} s", flush=True)
     found = {name: {"seconds": times[name], **shape[name]} for name in arms}
     for name in arms:

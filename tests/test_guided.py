@@ -1,5 +1,6 @@
 """DPS, TDS and DAS: proposals along the reward's gradient, weighed exactly however good or bad they are."""
 
+import itertools
 from dataclasses import dataclass
 
 import pytest
@@ -187,7 +188,7 @@ def test_tempering_rises_from_zero_to_one():
         gammas = [DAS(tempering=tempering).gamma(j, 100) for j in range(101)]
         assert gammas[0] == 0
         assert gammas[100] == 1
-        assert all(a <= b for a, b in zip(gammas, gammas[1:], strict=False))
+        assert all(a <= b for a, b in itertools.pairwise(gammas))
         assert gammas[86] < 1 == gammas[87]
     # The paper's γ = 0.008 at T = 100.
     assert DAS().gamma(50, 100) == pytest.approx(1.008**50 - 1, abs=2e-3)
@@ -220,10 +221,8 @@ def test_paths_telescope_to_the_terminal_twist_and_the_ratios():
     """Without selections log w is λ r(x_0) + Σ log p/q along each path, whatever the twists were."""
     method = TDS(schedule=(), mean="score")
     prepared = viot.prepare(MODEL, REWARD, method, particles=16, groups=3, steps=8)
-    x, ratios, states = None, 0, []
-    for state in prepared.states():
-        states.append(state)
-    *walk, last = states
+    ratios = 0
+    *walk, last = prepared.states()
     problem = prepared.problem
     # By the densities of the two proposals themselves.
     x = problem.start().x
@@ -265,7 +264,9 @@ def test_the_x0_proposal_has_the_mean_of_the_tilted_posterior():
 
 
 def test_clip_bounds_the_shift():
-    drift = torch.randn(3, 4, 5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * torch.logspace(-2, 2, 4)[:, None, None]
+    drift = (
+        torch.randn(3, 4, 5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * torch.logspace(-2, 2, 4)[:, None, None]
+    )
     cut = clipped(drift, 0.5)
     length, bound = cut.flatten(2).norm(dim=-1), 0.5 * 35**0.5
     assert (length <= bound * (1 + 1e-12)).all()
@@ -477,7 +478,7 @@ def test_zeta_needs_an_inverse_problem():
 
 def test_a_kernel_that_does_not_say_how_far_it_moves():
     class Own(Line):
-        class kernel:  # noqa: N801
+        class kernel:
             drifts = True
 
             @staticmethod

@@ -18,7 +18,8 @@ from .growth import Growth, seedling
 from .method import Method
 from .smc import EVERY_TENTH, Schedule, require_life, scoring_steps
 
-#: A round that came back to finished samples so often without finding anything to expand: the tree is full.
+#: With alpha = 0 a tree has a fixed size. It is full when a round comes back to finished samples so often without anything to expand;
+#: with alpha > 0 every visit brings the next child nearer.
 FULL = 1000
 #: What a state between two steps of a round has in flight.
 FLIGHT = "flight.x"
@@ -99,7 +100,7 @@ class TreeSearch(Method):
         found: list[int] = []
         pending: dict[int, int] = {}
         last, visits, returns = len(growth.seed.steps) - 1, growth.visits, 0
-        while len(found) < self.leaves and problem.budget - spent >= problem.T and returns < FULL:
+        while len(found) < self.leaves and problem.budget - spent >= problem.T and (self.alpha or returns < FULL):
             path, node = [root], root
             while int(growth.level[node]) < last and growth.born[node] + pending.get(node, 0) >= self.c * int(visits[node]) ** self.alpha:
                 if not growth.born[node]:
