@@ -48,7 +48,10 @@ METHODS = {
     "svdd-r": SVDDR(),
     "dts": DTS(),
     "dts-star": DTSStar(),
+    "dts-star, best 8": DTSStar(),
 }
+#: Of which only the best are looked at: a tree returns as many of its finished samples as it can, good or not.
+BEST = {"dts-star, best 8": 8}
 
 
 @torch.no_grad()
@@ -91,6 +94,7 @@ def main():
                 lam=args.lam,
                 batch_size=64,
             )
+        p = p.best(BEST[name]) if name in BEST else p
         drawn = p.draw(args.particles, seed=1)
         flat = drawn.samples.flatten(0, 1)
         read = judge()(flat).argmax(1).view(args.seeds, -1) == args.digit

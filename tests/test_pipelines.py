@@ -23,6 +23,7 @@ import tiny
 
 import viot
 from viot.kernel import FlowSDE
+from viot.methods import make
 from viot.models.levels import levels_of
 from viot.testing import check_model
 
@@ -354,6 +355,26 @@ def test_steering_does_what_it_should(name):
         few, many = (bright(particles=k, lam=1 / spread).rewards.amax(1).mean() for k in (2, 12))
     assert strong > weak + 0.3 * spread
     assert many > few
+
+
+@pytest.mark.parametrize("name", ["sd", "sd3", "ddpm"])
+@pytest.mark.parametrize("method", ["dps", "tds", "das", "svdd", "svdd-r", "dts", "dts-star"])
+def test_gradients_candidates_and_trees_on_pipelines(name, method):
+    """Every kind of method on an unmodified pipeline, in slices, with as many rows as it says, and nothing left behind."""
+    pipe, model, _ = family(name)
+    shared = {"steps": STEPS, "groups": 2, "particles": 8, "batch_size": 3, "progress": False}
+    with quiet():
+        spread = float(viot.sample(model, "brightness", "base", **shared).rewards.std())
+        found = viot.sample(model, "brightness", method, lam=4 / spread, **shared)
+        plain = viot.sample(model, "brightness", method, lam=0.0, **shared)
+    gain = found.rewards.amax(1) if method == "dts-star" else found.mean()
+    assert gain.mean() > (plain.rewards.mean() if method == "dts-star" else plain.mean().mean())
+    k, known = found.shape[1], make(method)
+    assert found.grad_rows == 2 * k * known.grads(STEPS)
+    assert found.nfe <= 2 * 8 * STEPS
+    assert (found.tree is not None) == method.startswith("dts")
+    net = getattr(pipe, "unet", None) or pipe.transformer
+    assert all(p.requires_grad and p.grad is None for p in net.parameters())
 
 
 # -- prompts and groups ---------------------------------------------------------------------------------------------------------------

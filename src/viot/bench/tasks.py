@@ -19,7 +19,8 @@ tasks = Registry("task")
 STRONG = 10.0
 
 #: λ and the settings of each method for text-to-image at η = 1, spelled out: a task must not drift when a default does.
-#: FK steering as arXiv 2506.20701 (appendices B and G) runs it. The start and end of VASR's schedule, its λ, and the constants of FVD were
+#: FK steering and the gradient methods as arXiv 2506.20701 (appendices B and G) runs them, the trees as it runs its own (whose λ and exploration
+#: constant for text-to-image it does not give), SVDD with the α = 1/λ and M of arXiv 2408.08252 and the argmax of its code. The start and end of VASR's schedule, its λ, and the constants of FVD were
 #: not published: those here are the library's readings, every fifth of 50 steps from the 5th to the 45th.
 TEXT_TO_IMAGE: dict[str, tuple[float, dict[str, Any]]] = {
     "base": (STRONG, {"eta": 1.0}),
@@ -28,6 +29,12 @@ TEXT_TO_IMAGE: dict[str, tuple[float, dict[str, Any]]] = {
     "fkd": (STRONG, {"eta": 1.0, "potential": "max", "schedule": EVERY_TENTH, "resampling": "multinomial", "ess_threshold": 0.5}),
     "vasr": (1.0, {"eta": 1.0, "schedule": EVERY_FIFTH, "resampling": "systematic", "order": "score"}),
     "vasr-max": (1.0, {"eta": 1.0, "schedule": EVERY_FIFTH}),
+    "dps": (STRONG, {"eta": 1.0, "zeta": None}),
+    "tds": (STRONG, {"eta": 1.0, "mean": "score", "schedule": EVERY_TENTH, "ess_threshold": 0.5}),
+    "das": (STRONG, {"eta": 1.0, "schedule": EVERY_TENTH, "resampling": "ssp", "ess_threshold": 0.5}),
+    "svdd": (100.0, {"eta": 1.0, "m": 20, "choice": "argmax"}),
+    "dts": (1.0, {"eta": 1.0, "schedule": EVERY_TENTH, "c": 2.0, "alpha": 0.8}),
+    "dts-star": (1.0, {"eta": 1.0, "schedule": EVERY_TENTH, "c": 2.0, "alpha": 0.8, "c_uct": 1.0}),
     "fvd": (STRONG, {"eta_base": 0.0, "eta_rebirth": 1.0, "schedule": EVERY_FIFTH, "cap": 0.5}),
 }
 

@@ -21,7 +21,7 @@ Tempering = Literal["exponential", "polynomial", "adaptive", "none"]
 @methods.add(
     "das",
     "diffusion alignment as sampling: twisted proposals under a tempered reward",
-    cost="K·T network calls, K·(T−1) of them with a gradient; as many rewards",
+    cost="K·T network calls, most with a gradient; K·T rewards",
 )
 @dataclass(frozen=True)
 class DAS(Guided):

@@ -20,7 +20,7 @@ from .smc import Schedule
 @methods.add(
     "dps",
     "diffusion posterior sampling: follow the reward's gradient, no weights",
-    cost="K·T network calls, nearly all with a gradient; as many rewards",
+    cost="K·T network calls, most with a gradient; K·T rewards",
 )
 @dataclass(frozen=True)
 class DPS(Guided):

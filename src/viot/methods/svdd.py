@@ -23,7 +23,7 @@ from .smc import SMC, Schedule, draw_ancestors
 @methods.add(
     "svdd",
     "soft value-based decoding: each chain chooses among M candidates at every step",
-    cost="K·T network calls, spent by K·T / (M·(T−1)+1) chains; as many rewards",
+    cost="K·T network calls and rewards, by fewer chains",
 )
 @dataclass(frozen=True)
 class SVDD(SMC):
@@ -120,7 +120,7 @@ class SVDD(SMC):
 @methods.add(
     "svdd-r",
     "SVDD, and after every choice the chains resample each other",
-    cost="K·T network calls, spent by K·T / (M·(T−1)+1) chains; as many rewards",
+    cost="K·T network calls and rewards, by fewer chains",
 )
 @dataclass(frozen=True)
 class SVDDR(SVDD):

@@ -15,7 +15,7 @@ from .method import methods
 @methods.add(
     "tds",
     "twisted diffusion: proposals along the reward's gradient, weighed exactly",
-    cost="K·T network calls, K·(T−1) of them with a gradient; as many rewards",
+    cost="K·T network calls, most with a gradient; K·T rewards",
 )
 @dataclass(frozen=True)
 class TDS(Guided):
