@@ -63,8 +63,12 @@ def test_every_task_names_things_that_exist(name):
     for method, (lam, settings) in task.methods.items():
         made = make(method, **settings)
         assert lam > 0
-        assert made.cost(task.steps) == task.steps
-        assert 2 <= made.scored(task.steps) <= 10 or not made.scoring(task.steps)
+        # Those that guess on the way decode dear pictures at few steps; gradients and candidates need them at every step.
+        if method.startswith("svdd") or made.needs_gradient:
+            assert task.particles * task.steps >= made.cost(task.steps)
+        else:
+            assert made.cost(task.steps) == task.steps
+            assert 1 <= made.scored(task.steps) <= 10
     assert set(task.methods) == set(methods) & set(task.methods)
 
 
@@ -128,7 +132,9 @@ def test_a_task_says_what_flags_do_not(tmp_path, hub):
     assert (found["method"]["name"], found["lam"], found["method"]["eta"]) == ("vasr", 3.0, 0.5)
     # The record alone repeats it.
     assert viot_("sample", "--config", tmp_path / "a", "--out", tmp_path / "c") == 0
-    assert config(tmp_path / "c") == config(tmp_path / "a")
+    # (Versions are of what had been imported, which the first run may have been the first to do.)
+    again, first = ({k: v for k, v in config(tmp_path / name).items() if k != "versions"} for name in "ca")
+    assert again == first
     assert not hub
 
 
