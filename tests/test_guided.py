@@ -11,7 +11,7 @@ from helpers import Differentiable, Line, Tokens, quiet
 import viot
 from viot import weights
 from viot.methods import DAS, DPS, FKD, TDS
-from viot.methods.guided import Guided, clipped
+from viot.methods.guided import Guided
 from viot.models.gaussian import GaussianMixture
 from viot.rewards import Inpainting, Quadratic
 from viot.value import Rollout
@@ -20,15 +20,15 @@ from viot.value import Rollout
 
 EXACT = {
     "tds": TDS(),
-    "tds, score": TDS(mean="score"),
+    "tds, x0": TDS(mean="x0"),
     "tds, every step": TDS(schedule="every"),
     "tds, never selects": TDS(schedule=()),
-    "tds, adaptive": TDS(ess_threshold=0.5),
+    "tds, adaptive": TDS(ess_threshold=0.98),
     "tds, weak": TDS(guidance=0.2, mean="score"),
     "tds, none": TDS(guidance=0.0),
     "tds, wrong": TDS(guidance=-0.5, mean="score"),
     "tds, unclipped": TDS(mean="score", clip=None),
-    "tds, tightly clipped": TDS(clip=0.2),
+    "tds, tightly clipped": TDS(clip=0.2, mean="x0"),
     "tds, eta .6": TDS(eta=0.6, mean="score"),
     "tds, rollout": TDS(value=Rollout(1, 2), mean="score"),
     "das": DAS(ess_threshold=0.95),
@@ -54,7 +54,7 @@ def test_unbiased_at_sixteen_particles(name):
         assert population.trace["deaths"].sum() > 0, "a test of selection must select"
 
 
-@pytest.mark.parametrize("method", [TDS(), TDS(mean="score"), DAS(), DAS(tempering="adaptive", schedule="every")], ids=lambda m: m.name)
+@pytest.mark.parametrize("method", [TDS(), TDS(mean="x0"), DAS(), DAS(tempering="adaptive", schedule="every")], ids=lambda m: m.name)
 def test_strengths_other_than_one(method):
     for lam in (0.3, 3.0, -0.2):
         assert is_exact(run(method, lam=lam, groups=1000), law(lam=lam))
@@ -73,7 +73,7 @@ def mixture_law(eta):
     "method",
     [
         TDS(mean="score"),
-        TDS(guidance=0.3),
+        TDS(guidance=0.3, mean="x0"),
         TDS(guidance=-0.3, mean="score"),
         DAS(),
         DAS(tempering="adaptive", schedule="every"),
@@ -219,7 +219,7 @@ def test_the_first_weights_of_das_are_equal_and_nobody_is_selected():
 
 def test_paths_telescope_to_the_terminal_twist_and_the_ratios():
     """Without selections log w is λ r(x_0) + Σ log p/q along each path, whatever the twists were."""
-    method = TDS(schedule=(), mean="score")
+    method = TDS(schedule=(), mean="score", clip=None)
     prepared = viot.prepare(MODEL, REWARD, method, particles=16, groups=3, steps=8)
     ratios = 0
     *walk, last = prepared.states()
@@ -233,7 +233,7 @@ def test_paths_telescope_to_the_terminal_twist_and_the_ratios():
         if step < 7:
             after = problem.rows(state.x)
             p = -((after - mean) ** 2) / (2 * std**2)
-            q = -((after - mean - std**2 * clipped(problem.fold(g), 1 / float(std)).flatten(0, 1)) ** 2) / (2 * std**2)
+            q = -((after - mean - std**2 * g) ** 2) / (2 * std**2)
             ratios = ratios + problem.fold((p - q)[:, 0])
         x = state.x
     assert torch.allclose(last.log_w, last.rewards + ratios, atol=1e-9)
@@ -258,24 +258,120 @@ def test_the_x0_proposal_has_the_mean_of_the_tilted_posterior():
                 seen[j] = (mean + std**2 * drift - expected).abs().max().item()
             return after
 
-    run(Watched(clip=None), groups=3, lam=0.7)
+    run(Watched(clip=None, mean="x0"), groups=3, lam=0.7)
     assert sorted(seen) == [1, 2, 3, 4, 5, 6]
     assert max(seen.values()) < 1e-9
 
 
+def drift_of(method, gradient, step=3, steps=8, lam=1.0):
+    """The drift of a step whose gradients (G, K, D) are given, and mean-per-x0 and std of that step."""
+    g, k, d = gradient.shape
+    model = GaussianMixture([[0.0] * d], 1.0, dtype=gradient.dtype)
+    problem = viot.prepare(model, Quadratic(0.0, 1.0), method, particles=k, groups=g, steps=steps, lam=lam).problem
+    state = problem.start().but(step=step).with_extra(gradient=gradient)
+    return method.drift(problem, state), *problem.kernel.response(problem.grid.coeffs(step), 1.0), problem.grid.coeffs(step)
+
+
 def test_clip_bounds_the_shift():
-    drift = (
-        torch.randn(3, 4, 5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * torch.logspace(-2, 2, 4)[:, None, None]
-    )
-    cut = clipped(drift, 0.5)
-    length, bound = cut.flatten(2).norm(dim=-1), 0.5 * 35**0.5
-    assert (length <= bound * (1 + 1e-12)).all()
-    short = drift.flatten(2).norm(dim=-1) <= bound
-    assert short.any()
-    assert not short.all()
-    assert torch.equal(cut[short], drift[short])
-    direction = (cut * drift).flatten(2).sum(-1) / (length * drift.flatten(2).norm(dim=-1))
-    assert torch.allclose(direction, torch.ones_like(direction))
+    generator = torch.Generator().manual_seed(0)
+    gradient = torch.randn(3, 4, 35, generator=generator, dtype=torch.float64) * torch.logspace(-2, 2, 4)[:, None]
+    for mean in ("score", "x0"):
+        free, gain, std, c = drift_of(TDS(mean=mean, clip=None), gradient)
+        cut, *_ = drift_of(TDS(mean=mean, clip=0.5), gradient)
+        shift, bound = std**2 * cut.norm(dim=-1), 0.5 * 35**0.5 * std
+        if mean == "x0":
+            # Nor may x̂0 move further than half the data's size.
+            bound = min(bound, 0.5 * 35**0.5 * gain)
+            assert torch.allclose(free, gradient * gain * c.sigma_t**2 / (c.alpha_t * std**2))
+        assert (shift <= bound * (1 + 1e-9)).all()
+        short = std**2 * free.norm(dim=-1) <= bound
+        assert short.any()
+        assert not short.all()
+        assert torch.allclose(cut[short], free[short])
+        assert torch.allclose((cut * free).sum(-1), cut.norm(dim=-1) * free.norm(dim=-1))
+
+
+def test_near_pure_noise_the_clean_guess_is_not_thrown_out_of_the_data():
+    """At α = 5·10⁻⁵, where real grids begin, σ²/α λ g would be astronomic for any network that is not perfectly blind there."""
+    gradient = torch.full((1, 2, 784), 0.01, dtype=torch.float64)
+    method = TDS(mean="x0")
+    problem = viot.prepare(Noisiest(), Quadratic(0.0, 1.0), method, particles=2, steps=8).problem
+    state = problem.start().with_extra(gradient=gradient)
+    gain, std = problem.kernel.response(problem.grid.coeffs(0), 1.0)
+    nats = (std * method.drift(problem, state).norm(dim=-1)) ** 2 / 2
+    assert nats.max() < 784 * (gain / std) ** 2
+    assert nats.max() < 60 < 784 / 2
+
+
+class Noisiest(Line):
+    """784 dimensions, and a grid that begins as digits' does."""
+
+    event_shape = (784,)
+
+    def grid(self, steps):
+        alphas = torch.linspace(5e-5, 1, steps + 1, dtype=torch.float64)
+        return viot.Grid(alphas[:-1], alphas, (1 - alphas**2).sqrt())
+
+    def prior(self, n, generator):
+        return torch.randn(n, 784, generator=generator, dtype=self.dtype)
+
+
+def test_gradients_beyond_the_states_precision_are_cut():
+    gradient = torch.full((1, 2, 30), 1e37, dtype=torch.float32)
+    drift, _, std, _ = drift_of(TDS(mean="score"), gradient, lam=100.0)
+    assert drift.isfinite().all()
+    assert torch.allclose(std * drift.norm(dim=-1), torch.tensor(30**0.5), rtol=1e-4)
+
+
+def test_the_drift_of_das_is_that_of_the_next_strength():
+    """Section 6.2: the twist at step j has γ_j, the drift γ_{j+1}."""
+    gradient = torch.full((1, 2, 3), 1e-3, dtype=torch.float64)
+    for step in (1, 3, 6):
+        method = DAS(clip=None)
+        drift, *_ = drift_of(method, gradient, step=step, lam=2.0)
+        assert torch.allclose(drift, gradient * 2.0 * method.gamma(step + 1, 8))
+
+
+def test_memory_that_runs_out_when_slices_are_joined(monkeypatch):
+    """… is tried again in halves, and nothing counts twice: rewards and gradients have their rows once."""
+    import viot.problem as door
+
+    settings = {"particles": 8, "steps": 6, "groups": 1, "progress": False, "batch_size": 4}
+    with quiet():
+        whole = viot.sample(Line(), Differentiable(), "tds", **settings)
+    put, left = door._put, [1]
+
+    def scarce(*args):
+        if left[0]:
+            left[0] -= 1
+            raise torch.OutOfMemoryError("pretended")
+        return put(*args)
+
+    monkeypatch.setattr(door, "_put", scarce)
+    with quiet():
+        found = viot.sample(Line(), Differentiable(), "tds", **settings)
+    assert torch.equal(found.x0, whole.x0)
+    assert (found.nfe, found.grad_rows, found.reward_rows) == (whole.nfe, whole.grad_rows, whole.reward_rows)
+
+
+def test_combinations_are_asked_like_their_members():
+    from viot.rewards import Noisy, Sum
+
+    undeclared = lambda samples: -samples.square().sum(1)
+    for reward in (Sum([undeclared]), Noisy(undeclared, 0.1), Sum([undeclared, Differentiable()])):
+        with quiet():
+            assert viot.sample(Line(), reward, "tds", particles=4, steps=4, progress=False).grad_rows == 12
+    assert Sum([Differentiable()]).differentiable is True
+    assert Sum([Differentiable(), "jpeg"]).differentiable is False
+
+
+def test_guidance_on_digits_keeps_more_than_one_lineage():
+    """A trained network, 784 dimensions: a few particles agree on the evidence within a few nats, and are not one particle's children."""
+    with quiet():
+        found = viot.sample("digits", "digit:7", "tds", particles=12, steps=12, groups=2, progress=False, batch_size=24)
+    assert (found.log_z > -15).all()
+    assert (found.surviving_lineages > 1).all()
+    assert found.mean().mean() > -1.0
 
 
 def test_gradients_that_are_not_finite_count_as_none():
@@ -396,7 +492,7 @@ def test_likelihoods_by_every_gradient_method():
     one.predict = lambda x, t, group: viot.Prediction(x * ((1 - t**2).sqrt() * 0.5 / ((1 - t**2) * 0.5 + t**2))[:, None])
     tilted, _ = one.chain_law(6, 1.0).tilt(0.7, 1 / 0.1**2)
     free = one.chain_law(6, 1.0)
-    for method in (TDS(), TDS(mean="score", schedule="every"), DAS(schedule="every")):
+    for method in (TDS(mean="x0"), TDS(schedule="every"), DAS(schedule="every")):
         with quiet():
             population = viot.sample(Square(), seen(), method, particles=64, groups=300, steps=6, progress=False)
         z = population.log_z.exp()

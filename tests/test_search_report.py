@@ -55,7 +55,8 @@ def grown(rollouts, groups=1, steps=STEPS, lam=1.0, reward=lambda x: 3 * math.co
             visits[node] += 1
     return Tree(
         parent=torch.tensor(parent), level=torch.tensor(level), value=torch.tensor(value, dtype=torch.float64),
-        visits=torch.tensor(visits), x=torch.tensor(x)[:, None].repeat(1, 2), steps=torch.tensor(steps), lam=lam,
+        visits=torch.tensor(visits), x=torch.tensor(x)[:, None].repeat(1, 2), steps=torch.tensor(steps),
+        indices=torch.arange(groups), lam=lam,
     )  # fmt: skip
 
 
@@ -75,7 +76,16 @@ def bushy(leaves, depth=5, seed=0, lam=2.0):
     for d in range(depth, 0, -1):
         here = level == d
         visits.index_add_(0, parent[here], visits[here])
-    return Tree(parent, level, value, visits, torch.randn(len(parent), 2, generator=g), torch.arange(0, 10 * depth + 1, 10), lam)
+    return Tree(
+        parent,
+        level,
+        value,
+        visits,
+        torch.randn(len(parent), 2, generator=g),
+        torch.arange(0, 10 * depth + 1, 10),
+        torch.zeros(1, dtype=torch.long),
+        lam,
+    )
 
 
 def held(tree, k=32, **changes):

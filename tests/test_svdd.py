@@ -75,6 +75,27 @@ def test_the_choice_at_two_candidates_has_its_law():
     assert share == pytest.approx(expected, abs=4 * (expected * (1 - expected) / 60_000) ** 0.5)
 
 
+def test_choices_of_different_steps_are_independent():
+    problem = viot.prepare(MODEL, REWARD, SVDD(m=2), particles=4000, steps=8).problem
+    scores = torch.zeros(1, 4000, 2, dtype=torch.float64)
+    one, other = (SVDD(m=2).pick(problem, step, scores).double()[0] for step in (2, 3))
+    assert abs(torch.corrcoef(torch.stack([one, other]))[0, 1]) < 4 / 4000**0.5
+
+
+def test_forbidden_candidates_lose_against_everybodys():
+    """A chain whose candidates are all forbidden is below all others of its group, not above them where rewards are negative."""
+
+    def cold(x):
+        return torch.where(x[:, 0] > -0.2, -50.0 - x[:, 0], -torch.inf)
+
+    shared = {"particles": 256, "steps": 10, "groups": 8, "progress": False}
+    with quiet():
+        forbidden = {m: (viot.sample(Line(), cold, m, **shared).rewards == -torch.inf).double().mean() for m in ("base", "svdd", "svdd-r")}
+    assert forbidden["base"] > 0.3
+    assert forbidden["svdd"] < 0.1
+    assert forbidden["svdd-r"] < 0.1
+
+
 def test_argmax_is_the_limit_of_strength():
     hot = run(SVDD(), groups=20, lam=1e7, particles=32)
     best = run(SVDD(choice="argmax"), groups=20, particles=32)

@@ -82,7 +82,7 @@ def test_only_branch_points_are_kept_and_the_budget_is_spent(grown):
     assert grown.nfe <= 3 * 300 * 8
     assert grown.nfe > 3 * (300 - 1) * 8
     assert grown.reward_rows == len(tree.leaves) > 3 * 300
-    assert grown.decode_rows == grown.reward_rows + 3 * 300
+    assert grown.reward_rows < grown.decode_rows <= grown.reward_rows + 3 * 300
 
 
 def test_rows_spent_are_those_of_the_rollouts():
@@ -121,7 +121,7 @@ def test_the_first_rollouts_all_leave_the_root():
 
 def test_greedy_search_follows_the_best_child():
     """Invariant 6: with c_uct = 0 a full node hands on to its best child; with much of it, to the one tried least."""
-    growth = Growth(seedling(1, [0, 2, 4], 1.0, torch.zeros(1, 1)))
+    growth = Growth(seedling([0], [0, 2, 4], 1.0, torch.zeros(1, 1)))
     nodes = growth.add(torch.zeros(4, dtype=torch.long), 1, torch.zeros(4, 1))
     growth.value[nodes] = torch.tensor([0.0, 1.0, 3.0, 2.0], dtype=torch.float64)
     growth.visits[nodes] = torch.tensor([9, 1, 50, 2])
@@ -292,8 +292,9 @@ def test_search_returns_its_best_distinct_samples():
     tree = population.tree
     for g in range(3):
         leaves = tree.leaves[tree.group[tree.leaves] == g]
-        assert torch.equal(population.rewards[g], tree.value[leaves].sort(descending=True).values[:40])
-        assert len(population.x0[g].unique(dim=0)) == 40
+        assert torch.equal(population.rewards[g], tree.value[leaves].sort(descending=True).values[:10])
+        assert len(population.x0[g].unique(dim=0)) == 10
+    assert run(DTSStar(keep=1), groups=3, particles=40).shape == (3, 40)
     assert tree.best_path(1)[-1] == int(torch.nonzero((tree.x == population.x0[1, 0]).all(1))[0])
     with pytest.raises(ValueError, match="negate the reward"):
         run(DTSStar(), groups=1, lam=-1.0)
@@ -386,6 +387,98 @@ def test_parts_and_noise_of_rewards_stay_with_their_leaf():
         assert part[:2].isnan().all()
 
 
+def test_rewards_of_different_rounds_have_noise_of_their_own():
+    still = lambda samples: torch.zeros(len(samples), dtype=torch.float64)
+    with quiet():
+        tree = viot.sample(Line(), viot.rewards.Noisy(still, 1.0), DTS(leaves=5), particles=60, steps=6, progress=False).tree
+    noise = tree.value[tree.leaves]
+    assert len(noise.unique()) == len(noise)
+
+
+def test_the_chain_ends_without_noise_also_where_the_grid_does_not_end_at_zero():
+    """As in every other method: x_0 is the mean of the last step, a function of the state before."""
+
+    class Short(Line):
+        def grid(self, steps):
+            sigmas = torch.linspace(1, 0.3, steps + 1, dtype=torch.float64)
+            return viot.Grid(sigmas[:-1], (1 - sigmas**2).sqrt(), sigmas)
+
+    with quiet():
+        population = viot.sample(Short(), Differentiable(), DTS(schedule=(2 / 3,)), particles=20, steps=3, progress=False)
+    tree, model = population.tree, Short()
+    above = tree.x[tree.parent[tree.leaves]]
+    grid = model.grid(3)
+    prediction = model.predict(above, grid.times[2].expand(len(above)), None)
+    mean, _ = viot.Gaussian().moments(above, prediction, grid.coeffs(2), 0.0)
+    # The only branch point is before the last step but one, as none follows the last: two steps, of which the first is noisy.
+    assert tree.steps.tolist() == [0, 3] or torch.allclose(tree.x[tree.leaves], mean)
+
+
+def test_faults_of_a_first_round_do_not_end_the_search():
+    def seldom(x):
+        return torch.where(x[:, 0] > 0.5, x[:, 0], torch.nan)
+
+    with quiet():
+        for seed in range(5):
+            found = viot.sample(Line(), seldom, DTS(leaves=1), particles=64, steps=6, seed=seed, progress=False)
+            assert found.rewards.isfinite().all()
+            assert found.faults > 0
+
+
+def test_a_small_alpha_ends():
+    """The third child would need thousands of visits: the tree is full, and says so by spending less."""
+    with quiet():
+        found = viot.sample(Line(), Differentiable(), DTS(alpha=0.02), particles=100, steps=10, progress=False)
+    assert found.nfe < 100 * 10
+    assert found.shape == (1, 100)
+
+
+def test_a_look_in_passing_is_not_part_of_the_run():
+    """The population of a state in the middle costs what had been spent by then, and the run goes on as if nobody had looked."""
+    plain = prepared(960)
+    *states, done = plain.states()
+    looked = prepared(960)
+    for i, state in enumerate(looked.states()):
+        if i % 5 == 4 and len(tree_of(state).leaves) and not state.done:
+            found = looked.population(state)
+            assert found.nfe == state.cost["nfe"]
+            assert found.decode_rows >= state.cost["decode_rows"]
+            assert found.seconds["total"] == state.cost["total_seconds"]
+    assert differing(looked.population(state), plain.population(done)) == []
+    # Late, when the run is over, an early state still costs what it did.
+    early = next(s for s in states if len(tree_of(s).leaves))
+    assert plain.population(early).nfe == early.cost["nfe"] < done.cost["nfe"]
+
+
+def test_search_over_tokens_returns_no_copies():
+    def bees(texts):
+        return torch.tensor([float(t.count("b")) for t in texts])
+
+    with quiet():
+        found = viot.sample(Tokens(), bees, DTSStar(keep=1), particles=50, steps=6, progress=False).text()[0]
+    assert len(found) == len(set(found)) < 50
+
+
+def test_without_strength_what_is_forbidden_has_no_part_in_values():
+    def positive(x):
+        return torch.where(x[:, 0] > 0, 0.0, -torch.inf)
+
+    with quiet():
+        tree = viot.sample(Line(), positive, DTS(schedule="every"), particles=100, steps=10, groups=5, lam=0.0, progress=False).tree
+    assert (tree.value[:5] == 0).all()
+    assert soft_mean(torch.tensor([-torch.inf, 2.0, 4.0]), 0.0) == 3.0
+    assert soft_mean(torch.tensor([-torch.inf, -torch.inf]), 0.0) == -torch.inf
+
+
+def test_draws_belong_to_their_group():
+    tree = run(DTS(), groups=3, particles=40).tree
+    later = replace(tree, indices=torch.tensor([2, 0, 1]))
+    u = lambda t, g: t.value[t.draw(7, seed=1)[g]].tolist()
+    assert u(tree, 0) != u(later, 0)
+    with pytest.raises(ValueError, match="n ≥ 1"):
+        tree.draw(0)
+
+
 def test_impossible_samples_are_never_drawn():
     def positive(x):
         return torch.where(x[:, 0] > 0.5, x[:, 1], -torch.inf)
@@ -405,7 +498,7 @@ def test_tokens_grow_trees_too(method):
     with quiet():
         population = viot.sample(Tokens(), bees, method, particles=40, steps=6, groups=2, lam=3.0, progress=False)
         base = viot.sample(Tokens(), bees, "base", particles=200, steps=6, groups=2, progress=False)
-    assert population.rewards[:, :8].mean() > base.rewards.mean() + 0.3
+    assert population.rewards.mean() > base.rewards.mean() + 0.3
     assert population.tree.x.dtype == torch.int64
 
 
@@ -438,6 +531,7 @@ def test_batches_hold_all_that_is_in_flight_at_one_time():
         (lambda: DTS(eta=0.0), "eta > 0"),
         (lambda: DTS(schedule=(2.0,)), "fractions of T"),
         (lambda: DTSStar(c_uct=-1.0), "c_uct must be"),
+        (lambda: DTSStar(keep=0), "share of K"),
         (lambda: DTSStar(backup="mean"), "backup must be"),
     ],
 )
@@ -451,7 +545,7 @@ def test_settings_that_cannot_be(make, match):
 
 def test_growth_keeps_every_nodes_children_in_order():
     generator = torch.Generator().manual_seed(1)
-    growth = Growth(seedling(2, [0, 1, 2, 3], 1.0, torch.zeros(1, 3)))
+    growth = Growth(seedling([0, 1], [0, 1, 2, 3], 1.0, torch.zeros(1, 3)))
     for _ in range(40):
         level = int(torch.randint(1, 4, (1,), generator=generator))
         above = torch.nonzero(growth.level[: growth.n] == level - 1)[:, 0]

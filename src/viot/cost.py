@@ -42,7 +42,7 @@ class Rows:
 def planned(run: Run) -> Rows:
     """The rows that a prepared run will spend, which is what it then counts: known where every particle lives through all T steps.
 
-    A tree spends at most as many network rows, less than one chain fewer, and finds at least as many samples to score.
+    A tree spends at most as many network rows, less than one chain fewer, scores at least as many samples, and decodes once more those drawn.
     """
     problem, method = run.problem, run.method
     particles = problem.G * problem.K
@@ -120,6 +120,10 @@ def measure(run: Run, extra: dict[str, Rows] | None = None, before: int | None =
     """The cost of a prepared run. `before` is the resident set from before its model was loaded."""
     problem, extra = run.problem, extra or {}
     rows = planned(run)
+    if rows.gradient:
+        # What is wrong with a gradient, the run itself would say.
+        few = replace(problem, groups=problem.groups[:1], K=1)
+        run.method.prepare(few, few.start())
     probe = _Probe(problem, min(problem.evaluate.batch_size or FEW, problem.G * problem.K), rows.gradient > 0)
     with probe.watched(resident() if before is None else before):
         start = time.perf_counter()

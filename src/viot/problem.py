@@ -101,7 +101,6 @@ class Evaluate:
         noise = self._noise(group, step, "reward") if score or grad else None
         joined: Prediction | None = None
         rewards, grads = [], []
-        faults = self.cost.faults
 
         def one(part: slice) -> None:
             nonlocal joined
@@ -111,21 +110,23 @@ class Evaluate:
                 with self.cost.timed("network", x.device):
                     prediction = self._checked(self.model.predict(xs, ts, gs.to(xs.device)), xs)
                 self.cost.nfe += len(xs)
+                found: list[Tensor] = []
                 if score or grad:
                     guess = self.kernel.guess(xs, prediction)[:, 0]
                     _, scores, _ = self._score_slice(guess, gs, None if noise is None else noise[part], step)
                     if grad:
                         with self.cost.timed("network", x.device):
-                            grads.append(self._gradient(scores, xs))
+                            found.append(self._gradient(scores, xs))
                         self.cost.grad_rows += len(xs)
                         prediction = prediction.map(Tensor.detach)
-                    rewards.append(self.sane(scores, _where(step)))
+                    found.insert(0, self.sane(scores, _where(step)))
             joined = _put(joined, prediction, part, len(x))
+            # Last, when nothing can run out of memory any more: a slice that does is tried again in halves.
+            for kept, value in zip((rewards, grads), found, strict=False):
+                kept.append(value)
 
         self._sliced(len(x), one)
         assert joined is not None
-        if rewards:
-            self._require_some(self.cost.faults - faults, len(x), step)
         return joined, torch.cat(rewards) if rewards else None, torch.cat(grads) if grads else None
 
     def score(
@@ -198,7 +199,7 @@ class Evaluate:
                 if size == 1:
                     raise
                 # What the failed slice had counted must not count twice; its time was spent all the same.
-                for name in ("nfe", "grad_rows", "decode_rows", "reward_rows"):
+                for name in ("nfe", "grad_rows", "decode_rows", "reward_rows", "faults"):
                     setattr(self.cost, name, getattr(before, name))
                 if not self._shrunk:
                     warnings.warn(

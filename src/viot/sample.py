@@ -108,7 +108,14 @@ class Run:
         """The answer, from the run's final state; of a tree method from any state that it has yielded since its first finished samples."""
         settle = getattr(self.method, "settle", None)
         if not state.done and settle is not None:
-            state = settle(self.problem, state)
+            # A look in passing: counted from what had been spent by then, and not a part of the run.
+            cost = self.problem.evaluate.cost
+            now = cost.record()
+            vars(cost).update(state.cost)
+            try:
+                state = settle(self.problem, state)
+            finally:
+                vars(cost).update(now)
         return Population.from_state(state, self.method, self.config)
 
     def finish(self, checkpoint: str | Path | None = None, progress: bool | None = None) -> Population:

@@ -25,6 +25,7 @@ class Tree:
     level    (N,) position in `steps`                                    value  (N,) soft value in units of the reward; r(x_0) of leaves
     visits   (N,) 1 + rollouts that came through; 1 for leaves           parts  name -> (N,) of a combined reward, NaN but at leaves
     steps    (L,) steps done at each level: 0 … T                        lam    λ of the draws; +inf follows the best child
+    indices  (G,) the index of each group, which names its random streams
     """
 
     parent: Tensor
@@ -33,6 +34,7 @@ class Tree:
     visits: Tensor
     x: Tensor
     steps: Tensor
+    indices: Tensor
     lam: float
     parts: dict[str, Tensor] = field(default_factory=dict)
 
@@ -96,13 +98,15 @@ class Tree:
         score[best[self.value[best] > weights.NEG_INF]] = 0.0
         return score
 
-    def draw(self, n: int, seed: int = 0, groups: tuple[int, ...] | None = None) -> Tensor:
-        """(G, n) leaves drawn with replacement by the tree's own law. No network calls. `groups` names the random streams.
+    def draw(self, n: int, seed: int = 0) -> Tensor:
+        """(G, n) leaves drawn with replacement by the tree's own law. No network calls.
 
         Systematically, n equidistant points on the cumulative law: each draw has the law of an independent one, and a leaf of
         probability p comes ⌊n p⌋ or ⌈n p⌉ times.
         """
-        u = [torch.rand(1, generator=Rng(seed).generator(g, 0, 0, "draw"), dtype=torch.float64) for g in groups or range(self.groups)]
+        if n < 1:
+            raise ValueError(f"draw(n) takes n ≥ 1, not {n}")
+        u = [torch.rand(1, generator=Rng(seed).generator(g, 0, 0, "draw"), dtype=torch.float64) for g in self.indices.tolist()]
         return self.points(n, torch.cat(u))
 
     def points(self, n: int, u: Tensor) -> Tensor:

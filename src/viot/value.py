@@ -32,9 +32,12 @@ class Value(Protocol):
 
 
 def soft_mean(rewards: Tensor, lam: float) -> Tensor:
-    """(1/λ) log mean exp(λ r) over the last dimension, the plain mean at λ = 0."""
+    """(1/λ) log mean exp(λ r) over the last dimension, the mean of what is allowed at λ = 0."""
     if lam == 0:
-        return rewards.mean(-1)
+        # What is forbidden has no part in the limit λ → 0, as long as something is allowed.
+        allowed = rewards > -torch.inf
+        mean = torch.where(allowed, rewards, 0.0).sum(-1) / allowed.sum(-1).clamp_min(1)
+        return torch.where(allowed.any(-1), mean, -torch.inf)
     value = log_mean_exp(tilt(rewards, lam)) / lam
     # Nothing feasible among them: −inf, whatever the sign of λ.
     return torch.where(value.isinf(), -torch.inf, value)

@@ -16,6 +16,7 @@ from ..tree import Tree
 from ..value import soft_mean
 from ..weights import NEG_INF
 from .growth import Growth
+from .independent import copies
 from .method import methods
 from .search import TreeSearch
 
@@ -34,8 +35,9 @@ class DTS(TreeSearch):
         back up    v = (1/λ) log mean_c exp(λ v_c) along the path, up to the root; r(x_0) at leaves
 
     until the budget is spent; then K draws from the tree by the same choice of children (algorithm 2), systematically: each has the law of an
-    independent one, and a leaf of probability p comes within one of K·p times. The draws tend to π as the budget grows; there is no weight to
-    correct what is missing before. An expansion costs the steps from its node to the end, coming back to a finished sample costs nothing.
+    independent one, and a leaf of probability p comes within one of K·p times. The draws tend to π as the budget grows, slowly: a node whose
+    first rollouts were unlucky is hardly visited again, so soft values lag behind, by a tenth of the tilt at budgets of hundreds to
+    thousands of chains; there is no weight to correct it. An expansion costs the steps from its node to the end, coming back to a finished sample costs nothing.
 
     A round selects `leaves` nodes one after the other, each selection counting as a visit for the next, and rolls them out together. With
     leaves=1 it is algorithm 1 to the letter; nearly all selections of a small budget expand the root anyway.
@@ -80,17 +82,21 @@ class DTSStar(DTS):
     r"""Diffusion tree search, section 4.3 of arXiv 2506.20701: selects the child of the highest v_c + c_uct √(log N / N_c), and returns the best
     distinct finished samples it found, uniformly weighted.
 
+    keep     how many it returns, as a share of K: a small budget finds little more than K samples, of which the last are not much steered
     c_uct    how much to try what has been tried little, in units of the reward; 0 is greedy
     backup   "soft", as in DTS with the run's λ, or "max", its limit λ → ∞ (the paper's choice for text)
     """
 
     name: ClassVar[str] = "dts-star"
 
+    keep: float = 0.25
     c_uct: float = 1.0
     backup: Literal["soft", "max"] = "soft"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 < self.keep <= 1:
+            raise ValueError(f"keep is a share of K in (0, 1], not {self.keep}")
         if not 0 <= self.c_uct < math.inf:
             raise ValueError(f"c_uct must be ≥ 0 and finite, not {self.c_uct}")
         if self.backup not in ("soft", "max"):
@@ -120,7 +126,8 @@ class DTSStar(DTS):
         # The best of each group; the group with the most decides how many, others are filled up with copies of no weight.
         leaves, group = tree.leaves, tree.group
         ranked = leaves[tree.value[leaves].argsort(descending=True, stable=True)]
-        mine = [ranked[group[ranked] == g][: problem.K] for g in range(problem.G)]
+        mine = [ranked[group[ranked] == g] for g in range(problem.G)]
+        mine = [m[~copies(tree.x[m])][: math.ceil(self.keep * problem.K)] for m in mine]
         k = max(len(m) for m in mine)
         chosen = torch.stack([m[torch.arange(k).clamp_max(len(m) - 1)] for m in mine])
         copy = torch.stack([torch.arange(k) >= len(m) for m in mine])

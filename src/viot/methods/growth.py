@@ -12,8 +12,9 @@ from ..tree import Tree
 GROWN = ("parent", "level", "value", "visits", "x")
 
 
-def seedling(groups: int, steps: Sequence[int], lam: float, x: Tensor) -> Tree:
-    """G roots and nothing else; x (·, *event_shape) tells shape and precision of the states."""
+def seedling(indices: Sequence[int], steps: Sequence[int], lam: float, x: Tensor) -> Tree:
+    """The roots of these groups and nothing else; x (·, *event_shape) tells shape and precision of the states."""
+    groups = len(indices)
     return Tree(
         parent=torch.full((groups,), -1),
         level=torch.zeros(groups, dtype=torch.long),
@@ -21,6 +22,7 @@ def seedling(groups: int, steps: Sequence[int], lam: float, x: Tensor) -> Tree:
         visits=torch.ones(groups, dtype=torch.long),
         x=torch.zeros(groups, *x.shape[1:], dtype=x.dtype),
         steps=torch.tensor(list(steps)),
+        indices=torch.tensor(list(indices)),
         lam=lam,
     )
 
@@ -80,7 +82,7 @@ class Growth:
         shared = {name: self.room[name][:n] for name in ("parent", "level", "x")}
         copied = {name: self.room[name][:n].clone() for name in ("value", "visits")}
         parts = {name: value[:n].clone() for name, value in self.parts.items()}
-        return Tree(**shared, **copied, steps=self.seed.steps, lam=self.seed.lam, parts=parts)
+        return Tree(**shared, **copied, steps=self.seed.steps, indices=self.seed.indices, lam=self.seed.lam, parts=parts)
 
     def _fit(self, n: int) -> None:
         for arrays in (self.room, self.parts):

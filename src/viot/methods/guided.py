@@ -31,9 +31,11 @@ class Guided(ResamplingSMC):
     """The loop with a drift along the reward's gradient at every step but the last.
 
     guidance   multiplies the drift and nothing else: 0 proposes from the model, negative ones go astray; weights make up for either
-    mean       "score" or "x0", see above
-    clip       the shift of a step is cut to this many times the typical length of its noise, std·√dim; None = never. A gradient that
-               explodes then costs efficiency, not the run. Directions that are not finite count as 0
+    mean       "score" or "x0", see above; the latter moves several times as far in the first and last steps, at a price in weights
+    clip       the shift of a step is cut to this many times the typical length of its noise, std·√dim; with mean="x0" also that of x̂0 to
+               this many times √dim, the size of the data, as the paper's clamp does: near pure noise σ²/α is huge, and networks are not
+               accurate enough for it. None = never. A gradient that explodes costs efficiency, not the run; one that is not finite
+               counts as 0
     """
 
     schedule: Schedule = EVERY_TENTH
@@ -60,6 +62,11 @@ class Guided(ResamplingSMC):
     @property
     def needs_gradient(self) -> bool:
         return self.guidance != 0
+
+    @property
+    def drifting(self) -> bool:
+        """Does the gradient enter as a drift of the proposal?"""
+        return self.needs_gradient
 
     def grads(self, steps: int) -> int:
         return steps - 1 if self.needs_gradient else 0
@@ -101,30 +108,32 @@ class Guided(ResamplingSMC):
     def drift(self, problem: Problem, state: State) -> Tensor | None:
         if not self.needs_gradient:
             return None
-        gradient = state.extra["gradient"]
-        strength = self.guidance * torch.as_tensor(self.strength(problem, state), dtype=torch.float64)
-        drift = gradient * strength.reshape(-1, *(1,) * (gradient.ndim - 1)).to(gradient)
+        coeffs, gradient = problem.grid.coeffs(state.step), state.extra["gradient"]
+        strength = self.guidance * torch.as_tensor(self.strength(problem, state), dtype=torch.float64).reshape(-1, 1)
         if self.mean == "score" and self.clip is None:
-            return drift
-        coeffs = problem.grid.coeffs(state.step)
+            return gradient * column(strength, gradient)
         gain, std = problem.kernel.response(coeffs, self.eta)  # type: ignore[attr-defined]
-        if std == 0:
+        if std == 0 or (self.mean == "x0" and coeffs.alpha_t == 0):
+            # Without noise there is no drift, and without signal no gradient.
             return None
+        limit = math.inf if self.clip is None else self.clip * math.sqrt(gradient[0, 0].numel()) / std
         if self.mean == "x0":
-            # Where α is 0 the state says nothing of x0, and the gradient is 0.
-            drift = drift * (gain * coeffs.sigma_t**2 / (coeffs.alpha_t * std**2) if coeffs.alpha_t else 0.0)
-        return drift if self.clip is None else clipped(drift, self.clip / std)
+            # How far x̂0 moves, and from there the mean.
+            reach = coeffs.sigma_t**2 / coeffs.alpha_t
+            strength = strength * (gain * reach / std**2)
+            limit = min(limit, limit * gain / std)
+        # One factor for each particle: what overflows in the state's precision, a huge gradient times a huge strength, is cut before.
+        length = double(gradient).flatten(2).norm(dim=-1).cpu() * strength.abs()
+        return gradient * column(strength * (limit / length.clamp_min(1e-300)).clamp_max(1.0), gradient)
 
     def propose(self, problem: Problem, state: State) -> State:
         moved = super().propose(problem, state)
         return moved.but(extra={name: value for name, value in moved.extra.items() if name != "gradient"})
 
 
-def clipped(drift: Tensor, limit: float) -> Tensor:
-    """Drifts (G, K, *event) cut to the length limit · √dim."""
-    length = double(drift).flatten(2).norm(dim=-1)
-    factor = (limit * math.sqrt(drift[0, 0].numel()) / length.clamp_min(1e-300)).clamp_max(1.0)
-    return drift * factor.reshape(*factor.shape, *(1,) * (drift.ndim - 2)).to(drift)
+def column(value: Tensor, like: Tensor) -> Tensor:
+    """Factors (G, K) or (G, 1), ready to multiply (G, K, *event)."""
+    return value.reshape(*value.shape, *(1,) * (like.ndim - 2)).to(like)
 
 
 def require_gradients(method: Any, problem: Problem, state: State) -> None:
@@ -142,10 +151,16 @@ def require_gradients(method: Any, problem: Problem, state: State) -> None:
             else f"no gradient reaches the decoded samples through the reward {name_of(evaluate.reward)}"
         )
         raise TypeError(f"{method.name} follows the gradient of the reward, and there is none: {why}. {others}")
+    if not method.drifting:
+        return
     if not kernel.drifts:
-        raise TypeError(f"{method.name} adds a drift to the proposal, which {type(kernel).__name__} has no density for. {others}")
+        raise TypeError(f"{method.name} adds a drift to the proposal, which {_named(kernel)} has no density for. {others}")
     if (method.mean == "x0" or method.clip is not None) and not hasattr(kernel, "response"):
         raise TypeError(
-            f"mean='x0' and clip need to know how far a step of {type(kernel).__name__} moves and spreads: give it a method "
+            f"mean='x0' and clip need to know how far a step of {_named(kernel)} moves and spreads: give it a method "
             f"response(coeffs, eta) -> (∂mean/∂x0, std), or use mean='score', clip=None"
         )
+
+
+def _named(kernel: Any) -> str:
+    return kernel.__name__ if isinstance(kernel, type) else type(kernel).__name__

@@ -108,6 +108,14 @@ def take(state: State, index: torch.Tensor) -> State:
     return state[index].but(samples=samples)
 
 
+def copies(points: Tensor) -> Tensor:
+    """(n,) bool: is the point (n, …) an exact copy of an earlier one?"""
+    n = len(points)
+    _, same_as = torch.unique(points.reshape(n, -1), dim=0, return_inverse=True)
+    first = torch.full_like(same_as, n).scatter_reduce_(0, same_as, torch.arange(n), "amin")
+    return first[same_as] != torch.arange(n)
+
+
 def best_distinct(state: State) -> State:
     """A final state in order of falling reward, without exact copies: what a maximiser returns, uniformly weighted.
 
@@ -116,11 +124,8 @@ def best_distinct(state: State) -> State:
     order = state.rewards.argsort(dim=-1, descending=True, stable=True)
     copy = torch.ones_like(order, dtype=torch.bool)
     for g, ranked in enumerate(order):
-        points = state.x[g].reshape(len(ranked), -1).cpu()[ranked]
-        _, same_as = torch.unique(points, dim=0, return_inverse=True)
-        # The first of its kind in order of reward, which is sorted stably: positions of first occurrence.
-        first = torch.full_like(same_as, len(ranked)).scatter_reduce_(0, same_as, torch.arange(len(ranked)), "amin")
-        copy[g, first[first < len(ranked)]] = False
+        # The first of its kind in order of reward, which is sorted stably.
+        copy[g] = copies(state.x[g].cpu()[ranked])
     k = int((~copy).sum(-1).max())
     placed = copy.to(torch.int8).argsort(dim=-1, stable=True)[:, :k]
     chosen = take(state, order.gather(-1, placed))

@@ -18,8 +18,8 @@ from .growth import Growth, seedling
 from .method import Method
 from .smc import EVERY_TENTH, Schedule, require_life, scoring_steps
 
-#: With alpha = 0 a tree has a fixed size. It is full when a round comes back to finished samples so often without anything to expand;
-#: with alpha > 0 every visit brings the next child nearer.
+#: A tree is full when a round comes back to finished samples so often in a row without finding anything to expand: with alpha = 0 it has a
+#: fixed size, and with a small one the next child is too many visits away.
 FULL = 1000
 #: What a state between two steps of a round has in flight.
 FLIGHT = "flight.x"
@@ -81,10 +81,11 @@ class TreeSearch(Method):
 
     def plant(self, problem: Problem) -> State:
         """Before the first round: roots."""
-        state = problem.start()
-        tree = seedling(problem.G, self.branches(problem.T), self.law(problem), problem.rows(state.x))
-        counts = torch.zeros(problem.G, dtype=torch.long)
-        state = state[torch.zeros(problem.G, 1, dtype=torch.long)]
+        # One state of each group, for its shape.
+        x, counts = problem.prior_rows([1] * problem.G), torch.zeros(problem.G, dtype=torch.long)
+        one = torch.zeros(problem.G, 1, dtype=torch.float64)
+        state = State(x=problem.fold(x), step=0, log_w=one, rewards=one + torch.nan, roots=one.long())
+        tree = seedling(problem.groups, self.branches(problem.T), self.law(problem), x)
         return _with_tree(state.with_group(round=torch.tensor(0), spent=counts, ended=counts.bool()), tree)
 
     def searching(self, problem: Problem, state: State) -> Tensor:
@@ -100,7 +101,7 @@ class TreeSearch(Method):
         found: list[int] = []
         pending: dict[int, int] = {}
         last, visits, returns = len(growth.seed.steps) - 1, growth.visits, 0
-        while len(found) < self.leaves and problem.budget - spent >= problem.T and (self.alpha or returns < FULL):
+        while len(found) < self.leaves and problem.budget - spent >= problem.T and returns < FULL:
             path, node = [root], root
             while int(growth.level[node]) < last and growth.born[node] + pending.get(node, 0) >= self.c * int(visits[node]) ** self.alpha:
                 if not growth.born[node]:
@@ -114,6 +115,7 @@ class TreeSearch(Method):
             if finished:
                 returns += 1
                 continue
+            returns = 0
             pending[node] = pending.get(node, 0) + 1
             found.append(node)
             spent += self.price(problem, growth, node)
@@ -160,9 +162,8 @@ class TreeSearch(Method):
     def land(self, problem: Problem, state: State, growth: Growth) -> State:
         """A round ends: finished samples are scored, what was passed on the way becomes nodes, values go up to the roots."""
         flight, index, round = state.group, torch.tensor(problem.groups), int(state.group["round"])
-        scored = problem.evaluate.score(
-            flight["flight.x"], index[flight["flight.group"]], purpose=f"reward {round}", everybody=not len(tree_of(state).leaves)
-        )
+        # All leaves of a round may be faults without the search being over.
+        scored = problem.evaluate.score(flight["flight.x"], index[flight["flight.group"]], purpose=f"reward {round}", everybody=False)
         with problem.evaluate.cost.timed("selection"):
             node = flight["flight.node"].clone()
             for level, step in enumerate(growth.seed.steps.tolist()):
@@ -192,11 +193,14 @@ class TreeSearch(Method):
         if not len(tree.leaves):
             raise ValueError("this tree has no finished sample yet; settle a state that the run has yielded")
         drawn, log_w = self.drawn(problem, tree)
-        rows = drawn.flatten()
-        x0 = tree.x[rows].to(problem.evaluate.model.device)
-        samples = problem.evaluate.decode(x0, problem.group_rows(drawn.shape[1]))
+        # A leaf that is drawn several times is decoded once.
+        once, copy = drawn.unique(return_inverse=True)
+        device, index = problem.evaluate.model.device, torch.tensor(problem.groups)
+        samples = problem.evaluate.decode(tree.x[once].to(device), index[tree.group[once]])
+        rows = copy.flatten()
+        samples = samples[rows.to(samples.device)] if isinstance(samples, Tensor) else [samples[i] for i in rows.tolist()]
         state = state.but(
-            x=problem.fold(x0),
+            x=tree.x[drawn].to(device),
             step=problem.T,
             log_w=log_w,
             rewards=tree.value[drawn],

@@ -92,8 +92,8 @@ class SVDD(SMC):
         wide = super().propose(problem, state[candidates])
         wide = self.assess(problem, self.look(problem, wide.but(step=state.step + 1)))
         with problem.evaluate.cost.timed("selection"):
-            # (G, K, M): what is forbidden on the way is only the last choice, as in every other method.
-            scores = weights.floored(wide.rewards.unflatten(1, (-1, self.m)), problem.lam)
+            # What is forbidden on the way is only the last choice, among all of a group's candidates, as in every other method.
+            scores = weights.floored(wide.rewards, problem.lam).unflatten(1, (-1, self.m))
             pick = self.pick(problem, state.step, scores)
             kept = wide[pick + torch.arange(pick.shape[1]) * self.m]
             kept = kept.but(rewards=scores.gather(-1, pick[..., None])[..., 0], step=state.step)

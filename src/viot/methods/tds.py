@@ -3,7 +3,7 @@ r"""TDS: the twisted diffusion sampler (arXiv 2306.17775)."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from .. import weights
 from ..particles import State
@@ -25,17 +25,15 @@ class TDS(Guided):
 
     and λ r(x_0) at the end. The density ratio joins at every step, the twists at the scoring steps, where they telescope.
 
-    The paper's proposal puts the twisted x̂0 into the posterior mean (`mean="x0"`, the default) and selects at every step
-    (`schedule="every"`); later comparisons (arXiv 2506.20701, equation 15) use `mean="score"` and select at four steps. Its clamp of x̂0 to
-    the range of pixels is `clip` here, which bounds the shift whatever the model's range.
+    The paper's proposal puts the twisted x̂0 into the posterior mean (`mean="x0"`) and selects at every step (`schedule="every"`); its clamp of
+    x̂0 to the range of pixels is `clip` here. Later comparisons (arXiv 2506.20701, equation 15) use `mean="score"` and select at four steps,
+    which are the defaults: on trained networks they keep an order of magnitude more lineages and agree far better on the evidence.
 
     guidance, mean, clip   see `viot.methods.guided`
     """
 
     name: ClassVar[str] = "tds"
     reference: ClassVar[str] = "arXiv 2306.17775"
-
-    mean: Literal["score", "x0"] = "x0"
 
     def weigh(self, problem: Problem, state: State) -> State:
         return self.reach(state, weights.tilt(state.rewards, problem.lam))

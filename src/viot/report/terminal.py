@@ -59,7 +59,7 @@ def summary(
     if folder is not None:
         names = [
             name
-            for name in ("report.html", "samples.png", "samples.txt", "images", "run.json", "population.safetensors")
+            for name in ("report.html", "samples.png", "samples.txt", "images", "run.json", "population.safetensors", "tree.safetensors")
             if (folder / name).exists()
         ]
         kept = [("files", f"{folder}: {', '.join(names)}")] + ([("again", again)] if again else [])

@@ -156,6 +156,9 @@ def verdict(population: Population) -> Verdict:
     if worst < 2 and k > 2:
         what = f"the answer rests on about {plural(max(1, round(worst)), 'particle')} of {k}" + (" in one group" if g > 1 else "")
         return Verdict("doubt", f"Doubt it: {what}.", [*reasons, _milder(population)])
+    if _collapsed(population):
+        what = "a selection found one particle that outweighed all others, and everything after descends from it"
+        return Verdict("doubt", f"Doubt it: {what}.", [*reasons, _milder(population)])
     if spread > SPREAD_DOUBT:
         return Verdict("doubt", "Doubt it: the groups disagree on how much mass there is to find.", [*reasons, _closer(population, spread)])
     low, apart = worst < max(LOW_SHARE * k, min(LOW_ESS, k / 2)), spread > SPREAD_CAUTION
@@ -170,6 +173,13 @@ def verdict(population: Population) -> Verdict:
         return Verdict("believe", "Believe it, but it is hardly steered.", [*reasons, advice])
     agrees = f", and the {g} groups agree" if agreement and g > 1 else ""
     return Verdict("believe", f"Believe it: about {round(ess)} effective particles of {count(k)}{agrees}.", reasons)
+
+
+def _collapsed(population: Population) -> bool:
+    """Did a selection leave one lineage because one weight was as heavy as all others together? Equal weights afterwards hide it."""
+    if population.shape[1] < 8 or "ess" not in population.trace or not len(population.trace["ess"]):
+        return False
+    return bool(((population.trace["ess"].amin(0) < 1.2) & (population.surviving_lineages == 1)).any())
 
 
 def _candidates(population: Population) -> str:

@@ -18,6 +18,12 @@ def _asked(*rewards: Callable) -> tuple[str, ...]:
     return ("group", "noise", *(("prompts",) if any("prompts" in asks_for(r) for r in rewards) else ()))
 
 
+def _declared(*rewards: Callable) -> bool | None:
+    """What members declare of their gradients: False where one has none, True where all have, None = to be found out."""
+    said = [getattr(r, "differentiable", None) for r in rewards]
+    return False if False in said else True if all(said) else None
+
+
 class _Combination:
     """Named rewards scored on the same samples; `parts` of the population keeps each one's raw scores."""
 
@@ -34,7 +40,7 @@ class _Combination:
         self.asks = _asked(*self.rewards.values())
         self.name = f"{type(self).__name__.lower()}({', '.join(self.rewards)})"
         self.noises = sum(getattr(r, "noises", 1) for r in self.rewards.values())
-        self.differentiable = all(getattr(r, "differentiable", False) for r in self.rewards.values())
+        self.differentiable = _declared(*self.rewards.values())
 
     def __call__(self, samples: Any, group: Tensor, noise: Tensor, prompts: Any = None) -> Scores:
         parts: dict[str, Tensor] = {}
@@ -103,7 +109,7 @@ class Noisy:
         self.name = f"noisy({name_of(self.reward)}, {sigma:g})"
         # The last column is for this one, those before it for what is inside.
         self.noises = 1 + (getattr(self.reward, "noises", 1) if "noise" in asks_for(self.reward) else 0)
-        self.differentiable = getattr(self.reward, "differentiable", False)
+        self.differentiable = _declared(self.reward)
 
     def __call__(self, samples: Any, group: Tensor, noise: Tensor, prompts: Any = None) -> Scores:
         inner = noise if noise.ndim == 1 else noise[:, :-1]
