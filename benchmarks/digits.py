@@ -41,17 +41,15 @@ METHODS = {
     "dps": DPS(),
     "tds": TDS(schedule=FIFTHS),
     "tds, every step": TDS(schedule="every"),
-    "tds, mean=score": TDS(schedule=FIFTHS, mean="score"),
+    "tds, mean=x0": TDS(schedule=FIFTHS, mean="x0"),
     "das": DAS(schedule=FIFTHS),
     "das, every step": DAS(schedule="every"),
     "svdd": SVDD(),
     "svdd-r": SVDDR(),
     "dts": DTS(),
     "dts-star": DTSStar(),
-    "dts-star, best 8": DTSStar(),
 }
 #: Of which only the best are looked at: a tree returns as many of its finished samples as it can, good or not.
-BEST = {"dts-star, best 8": 8}
 
 
 @torch.no_grad()
@@ -94,7 +92,6 @@ def main():
                 lam=args.lam,
                 batch_size=64,
             )
-        p = p.best(BEST[name]) if name in BEST else p
         drawn = p.draw(args.particles, seed=1)
         flat = drawn.samples.flatten(0, 1)
         read = judge()(flat).argmax(1).view(args.seeds, -1) == args.digit

@@ -35,7 +35,7 @@ TASKS = {
     "superresolution": lambda y: SuperResolution(y, 4),
     "deblurring": lambda y: Deblurring(y, 2.0),
 }
-METHODS = ["base", "importance", "vasr", "dps", "tds", "tds, mean = score", "das", "das, mean = x0"]
+METHODS = ["base", "importance", "vasr", "dps", "tds", "tds, mean = x0", "das", "das, mean = x0"]
 #: The best of 0.5, 1, 2, 4, 8, 16 and 32 on eight training pictures, two particles.
 ZETA = {"inpainting": 8, "superresolution": 32, "deblurring": 16}
 
