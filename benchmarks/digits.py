@@ -49,7 +49,6 @@ METHODS = {
     "dts": DTS(),
     "dts-star": DTSStar(),
 }
-#: Of which only the best are looked at: a tree returns as many of its finished samples as it can, good or not.
 
 
 @torch.no_grad()

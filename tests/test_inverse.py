@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from helpers import Pictures
+from helpers import Pictures, quiet
 from PIL import Image
 
 import viot
@@ -555,3 +555,18 @@ def test_a_name_steers_a_model(tmp_path):
     p, plain = (viot.sample("digits", name, m, particles=8, steps=5, lam=0.01, seed=1, progress=False) for m in ("vasr", "base"))
     assert p.mean().item() > plain.mean().item()
     assert p.config["reward"] == name
+
+
+def test_an_interrupted_restoration_is_not_gone_on_with_for_another_picture(tmp_path):
+    """Likelihoods are recorded by what they measured, not only by name."""
+    mask = torch.tensor([[1.0, 1.0], [0.0, 1.0]])
+    one, other = (Inpainting(torch.full((1, 2, 2), y), mask) for y in (0.2, 0.3))
+    assert one.fingerprint() == Inpainting(torch.full((1, 2, 2), 0.2), mask).fingerprint()
+    others = (other, Inpainting(torch.full((1, 2, 2), 0.2), mask, noise=0.1), Inpainting(torch.full((1, 2, 2), 0.2), 1 - mask))
+    assert len({one.fingerprint(), *(o.fingerprint() for o in others)}) == 4
+    model = GaussianMixture([[0.0] * 4])
+    model.decode = lambda x0, group: x0.view(-1, 1, 2, 2)
+    with quiet():
+        viot.sample(model, one, particles=4, steps=4, checkpoint=tmp_path, progress=False)
+        with pytest.raises(ValueError, match="another run"):
+            viot.sample(model, other, particles=4, steps=4, checkpoint=tmp_path, progress=False)

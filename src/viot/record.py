@@ -38,7 +38,11 @@ def plain(value: Any) -> Any:
 
 
 def fingerprint(thing: Any) -> str | None:
-    """What tells two functions of the same name apart: a hash of code, constants and plain captured values. None for other objects."""
+    """What tells two things of the same name apart: of functions a hash of code, constants and plain captured values, of an object what its own
+    `fingerprint()` says. None for others.
+    """
+    if callable(own := getattr(thing, "fingerprint", None)):
+        return str(own())
     code = getattr(thing, "__code__", None)
     if code is None:
         return None

@@ -5,6 +5,7 @@ With λ = 1 the target ∝ p(x) exp(r(x)) is the posterior p(x | y). Another λ 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,6 +47,13 @@ class Likelihood:
     def residual(self, samples: Tensor, group: Tensor | None = None) -> Tensor:
         """‖y − A x‖ of each row, (n,), graph intact. About noise · √(numbers measured) where the measurement is explained and no better."""
         return _back(torch.linalg.vector_norm(self._gap(samples, group), dim=1), samples.device)
+
+    def fingerprint(self) -> str:
+        """What tells two likelihoods apart: a hash of y, the noise, and the operator's settings."""
+        digest = hashlib.blake2b(f"{self.name}/{self.noise}".encode(), digest_size=6)
+        for value in (self.y, *getattr(self.operator, "__dict__", {}).values()):
+            digest.update(_bytes(value))
+        return digest.hexdigest()
 
     @torch.no_grad()
     def measure(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -388,3 +396,7 @@ def _opaque(path: str | Path, spelling: str) -> Tensor:
             f"{path} has transparent pixels, and {spelling} goes by every pixel; save it without (inpainting:FILE fills holes)"
         )
     return pixels
+
+
+def _bytes(value: Any) -> bytes:
+    return value.cpu().contiguous().numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode()
