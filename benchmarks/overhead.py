@@ -11,13 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from stub import stubbed
 
 import viot
 
@@ -85,22 +84,8 @@ def precision(repeats):
 
 
 def peak(particles):
-    """Peak memory in MB of a run of this many particles in a process of its own, a stub in place of the network, slices of 64 rows."""
-    code = f"""
-import torch, viot
-class Stub:
-    event_shape, dtype, device = (1, 28, 28), torch.float32, torch.device("cpu")
-    def grid(self, steps):
-        t = torch.linspace(1, 0, steps + 1, dtype=torch.float64) * torch.pi / 2
-        return viot.Grid(t[:-1], t.cos(), t.sin())
-    def prior(self, n, generator): return torch.randn(n, 1, 28, 28, generator=generator)
-    def predict(self, x, t, group): return viot.Prediction(x * 0.5)
-    def decode(self, x0, group): return x0
-viot.sample(Stub(), lambda x: x.flatten(1).mean(1), "vasr", particles={particles}, steps=10, batch_size=64, progress=False)
-# Not getrusage: a child's maximum starts from its parent's.
-print(next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("VmHWM")))
-"""
-    return float(subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True).stdout)
+    """Peak memory in MB of a run of this many particles, a stub in place of the network, slices of 64 rows."""
+    return stubbed("vasr", particles, 10)["peak_mb"]
 
 
 def memory():

@@ -13,48 +13,17 @@ import argparse
 import json
 import math
 import statistics
-import subprocess
-import sys
 import time
 import warnings
 from pathlib import Path
 
 import torch
+from stub import stubbed
 
 import viot
 from viot.methods import DTS
 from viot.models.gaussian import GaussianMixture
 from viot.rewards import Quadratic
-
-STUB = """
-import json, time, torch, viot
-from viot.methods import DTS, VASR
-class Stub:
-    event_shape, dtype, device = (1, 28, 28), torch.float32, torch.device("cpu")
-    def grid(self, steps):
-        t = torch.linspace(1, 0, steps + 1, dtype=torch.float64) * torch.pi / 2
-        return viot.Grid(t[:-1], t.cos(), t.sin())
-    def prior(self, n, generator): return torch.randn(n, 1, 28, 28, generator=generator)
-    def predict(self, x, t, group): return viot.Prediction(x * 0.5)
-    def decode(self, x0, group): return x0
-start = time.perf_counter()
-p = viot.sample(Stub(), lambda x: x.flatten(1).mean(1) * 50, METHOD, particles=K, steps=T, batch_size=64, progress=False)
-seconds, tree = time.perf_counter() - start, p.tree
-# Not getrusage: a child's maximum starts from its parent's.
-peak = next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
-found = {"seconds": seconds, "peak_mb": peak, "nfe": p.nfe, "rollouts": p.reward_rows}
-if tree is not None:
-    size = sum(v.numel() * v.element_size() for v in tree.tensors().values()) / 2**20
-    found |= {"nodes": len(tree), "leaves": len(tree.leaves), "tree_mb": size, "roots": int((tree.level == 1).sum())}
-print(json.dumps(found))
-"""
-
-
-def stubbed(method, particles, steps):
-    """A run with a stub in a process of its own."""
-    code = STUB.replace("METHOD", method).replace("K,", f"{particles},").replace("=T,", f"={steps},")
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
 
 
 def speed(args):

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from exact import MODEL, REWARD, Truth, is_exact, law, run, z_scores
+from exact import MODEL, REWARD, is_exact, law, run, z_scores
 from helpers import Differentiable, Line, Tokens, quiet
+from test_exact import MIXTURE, PULL, mixture_law
+from test_methods import FKDBefore
 
 import viot
 from viot import weights
-from viot.methods import DAS, DPS, FKD, TDS
+from viot.methods import DAS, DPS, TDS
 from viot.methods.guided import Guided
 from viot.models.gaussian import GaussianMixture
 from viot.rewards import Inpainting, Quadratic
@@ -58,15 +60,6 @@ def test_unbiased_at_sixteen_particles(name):
 def test_strengths_other_than_one(method):
     for lam in (0.3, 3.0, -0.2):
         assert is_exact(run(method, lam=lam, groups=1000), law(lam=lam))
-
-
-MIXTURE = GaussianMixture([[-1.5], [1.0], [2.0]], [0.2, 0.1, 0.3], [0.5, 0.3, 0.2])
-PULL = Quadratic(center=2.5, precision=0.8)
-
-
-def mixture_law(eta):
-    tilted, log_z = MIXTURE.chain_density(10, eta).tilt(lambda x: -0.4 * (x - 2.5) ** 2)
-    return Truth(torch.tensor(log_z).exp().item(), tilted.mean, tilted.expect(lambda x: x**2))
 
 
 @pytest.mark.parametrize(
@@ -138,11 +131,6 @@ def test_another_ones_guidance_is_still_a_proposal():
 
 
 # -- equivalences -------------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class FKDBefore(FKD):
-    resample = "before_step"
 
 
 def same(a, b):
