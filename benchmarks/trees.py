@@ -47,7 +47,7 @@ def speed(args):
         ratios = [a / b for a, b in zip(times[name], times["vasr"], strict=False)]
         found[name] |= {"ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
     found["stub"] = {}
-    for name, method in {"vasr": "'vasr'", **{f"leaves = {n}": f"DTS(leaves={n})" for n in (32, 64, 1)}}.items():
+    for name, method in {"vasr": "vasr", **{f"leaves = {n}": f"DTS(leaves={n})" for n in (32, 64, 1)}}.items():
         runs = [stubbed(method, 1000, steps) for _ in range(3)]
         found["stub"][name] = {k: statistics.median(r[k] for r in runs) for k in ("seconds", "rollouts", "nfe")}
     return found
