@@ -27,7 +27,8 @@ class TDS(Guided):
 
     The paper's proposal puts the twisted x̂0 into the posterior mean (`mean="x0"`) and selects at every step (`schedule="every"`); its clamp of
     x̂0 to the range of pixels is `clip` here. Later comparisons (arXiv 2506.20701, equation 15) use `mean="score"` and select at four steps,
-    which are the defaults: on trained networks they keep an order of magnitude more lineages and agree far better on the evidence.
+    which are the defaults: on exact models the evidence scatters a third as much, on digits there is no difference, and selecting at every
+    step costs lineages.
 
     guidance, mean, clip   see `viot.methods.guided`
     """
