@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
+from helpers import quiet
 from PIL import Image
 
 import viot
@@ -470,3 +471,17 @@ def test_only_named_runs_can_be_repeated():
     assert "were objects, not names" in why
     config = run("gaussian", "brightness").config
     assert "its reward (brightness)" in obstacle({**config, "own": ["reward"]})
+
+
+def test_a_collapse_behind_equal_weights_is_doubted():
+    """One selection whose weights rest on one particle leaves equal weights and a full ESS: neither says anything then."""
+    with quiet():
+        population = viot.sample("gaussian", lambda x: -x.square().sum(1) / 2, "vasr", particles=64, steps=10, progress=False)
+    assert verdict(population).level == "believe"
+    ess = population.trace["ess"].clone()
+    ess[0] = 1.0
+    collapsed = replace(population, roots=torch.zeros_like(population.roots), trace={**population.trace, "ess": ess})
+    assert verdict(collapsed).level == "doubt"
+    assert "outweighed all others" in verdict(collapsed).headline
+    # Few lineages alone are a reason for care, not for doubt.
+    assert verdict(replace(collapsed, trace=population.trace)).level == "caution"
