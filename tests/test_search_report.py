@@ -117,7 +117,7 @@ def leaves_of(tree, g=0):
 
 
 def drawing(tree, g=0):
-    return explored(tree, g, tree.group, tree.log_law().exp().nan_to_num(nan=0.0))
+    return explored(tree, g, tree.group, tree.log_law.exp().nan_to_num(nan=0.0))
 
 
 # -- the drawing ----------------------------------------------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ def drawing(tree, g=0):
 )
 def test_layout_has_no_crossings(tree):
     mine = leaves_of(tree)
-    value, law = tree.value, tree.log_law().exp()
+    value, law = tree.value, tree.log_law.exp()
     drawn = chosen(mine, law[mine], value[mine], tree.best_path()[-1])
     row, children = layout(tree.parent.tolist(), value.tolist(), drawn)
     assert sorted(row[leaf] for leaf in drawn) == list(range(len(drawn)))
@@ -165,7 +165,7 @@ def test_best_path_is_bold_and_its_reward_written():
 
 def test_bars_are_the_law():
     tree = grown(60, lam=2.0)
-    law = tree.log_law().exp()[leaves_of(tree)]
+    law = tree.log_law.exp()[leaves_of(tree)]
     bars = sorted(numbers(rf'class="odds [a-z0-9]+" stroke-width="[\d.]+" d="M{BAR} [\d.]+h([\d.]+)"', drawing(tree)))
     want = sorted(v for v in ((FULL - BAR) * law / law.max()).tolist() if v > 0.3)
     assert bars == pytest.approx(want, abs=0.006)
@@ -175,7 +175,7 @@ def test_bars_are_the_law():
 
 def test_thinning_keeps_the_likely_and_the_best_and_says_so():
     tree = bushy(3000)
-    mine, law, best = leaves_of(tree), tree.log_law().exp(), tree.best_path()[-1]
+    mine, law, best = leaves_of(tree), tree.log_law.exp(), tree.best_path()[-1]
     drawn = chosen(mine, law[mine], tree.value[mine], best)
     assert best in drawn
     likely = mine[law[mine].argsort(descending=True)[:PROBABLE]].tolist()
@@ -297,7 +297,7 @@ def test_findings_count_leaves_and_not_weights():
     seen = findings(population)
     assert seen.found.tolist() == [100, 100]
     for g in range(2):
-        p = tree.log_law().exp()[leaves_of(tree, g)]
+        p = tree.log_law.exp()[leaves_of(tree, g)]
         assert seen.effective[g].item() == pytest.approx(1 / float(p.square().sum()))
         assert int(seen.distinct[g]) == len({tuple(row) for row in population.x0[g].tolist()})
         assert int(seen.tried[g]) == int((tree.group[tree.level == 1] == g).sum())

@@ -12,7 +12,6 @@ from test_exact import AutoRegression
 import viot
 from viot.methods import DTS, BestOfN, DTSStar
 from viot.methods.growth import Growth, seedling
-from viot.methods.search import tree_of
 from viot.models.gaussian import GaussianMixture
 from viot.particles import State
 from viot.rewards import Quadratic
@@ -164,7 +163,7 @@ def test_e10_a_tree_of_the_root_alone_is_importance_sampling():
     for g in range(4):
         leaves = tree.leaves[tree.group[tree.leaves] == g]
         assert len(leaves) == 50
-        assert torch.allclose(tree.log_law()[leaves], (1.7 * tree.value[leaves]).log_softmax(0))
+        assert torch.allclose(tree.log_law[leaves], (1.7 * tree.value[leaves]).log_softmax(0))
     x = run(DTS(schedule=(), c=1e9), groups=400, particles=64, lam=1.0)
     gap = x.mean(x.samples[..., 0])
     assert abs(gap.mean() - law().first) < 4 * gap.std() / 20 + 0.01
@@ -252,7 +251,7 @@ def test_rounds_of_leaves_are_as_good_as_one_at_a_time():
 def test_draws_are_systematic():
     """A leaf of probability p comes ⌊n p⌋ or ⌈n p⌉ times, p on average."""
     tree = run(DTS(), groups=2, particles=60).tree
-    p = tree.log_law().exp()
+    p = tree.log_law.exp()
     n, times = 100, torch.zeros(len(tree), dtype=torch.float64)
     for seed in range(300):
         counts = tree.draw(n, seed).flatten().bincount(minlength=len(tree))
@@ -320,7 +319,7 @@ def test_stop_at_any_time_keep_it_and_go_on(tmp_path):
     short = prepared(640)
     *states, done = short.states()
     assert done.done
-    early = next(s for s in states if len(tree_of(s).leaves))
+    early = next(s for s in states if len(Tree.held(s).leaves))
     answer = short.population(early)
     assert answer.shape == (2, 80)
     assert len(answer.tree.leaves) == 16
@@ -439,14 +438,14 @@ def test_a_look_in_passing_is_not_part_of_the_run():
     *states, done = plain.states()
     looked = prepared(960)
     for i, state in enumerate(looked.states()):
-        if i % 5 == 4 and len(tree_of(state).leaves) and not state.done:
+        if i % 5 == 4 and len(Tree.held(state).leaves) and not state.done:
             found = looked.population(state)
             assert found.nfe == state.cost["nfe"]
             assert found.decode_rows >= state.cost["decode_rows"]
             assert found.seconds["total"] == state.cost["total_seconds"]
     assert differing(looked.population(state), plain.population(done)) == []
     # Late, when the run is over, an early state still costs what it did.
-    early = next(s for s in states if len(tree_of(s).leaves))
+    early = next(s for s in states if len(Tree.held(s).leaves))
     assert plain.population(early).nfe == early.cost["nfe"] < done.cost["nfe"]
 
 

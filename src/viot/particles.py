@@ -163,6 +163,19 @@ def flat_index(ancestors: Tensor, particles: int) -> Tensor:
     return (ancestors + torch.arange(len(ancestors))[:, None] * particles).reshape(-1)
 
 
+def pick(samples: Any, rows: Tensor) -> Any:
+    """Decoded samples (n, …), or a list of n, at these row numbers."""
+    return samples[rows.to(samples.device)] if isinstance(samples, Tensor) else [samples[i] for i in rows.tolist()]
+
+
+def copies(points: Tensor) -> Tensor:
+    """(n,) bool: is the point (n, …) an exact copy of an earlier one?"""
+    n = len(points)
+    _, same_as = torch.unique(points.reshape(n, -1), dim=0, return_inverse=True)
+    first = torch.full_like(same_as, n).scatter_reduce_(0, same_as, torch.arange(n), "amin")
+    return first[same_as] != torch.arange(n)
+
+
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """One safetensors file, written beside its place and then moved there: never half a file under the final name."""
     path = Path(path)

@@ -93,7 +93,7 @@ class Population:
             **counts,
             seconds={name: state.cost[f"{name}_seconds"] for name in CLOCKS},
             config=config,
-            tree=Tree.of(held) if (held := {k[len("tree.") :]: v for k, v in state.group.items() if k.startswith("tree.")}) else None,
+            tree=Tree.held(state) if Tree.grows(state) else None,
         )
 
     # -- looking at it ------------------------------------------------------------------------------------------------------------

@@ -148,8 +148,12 @@ class Evaluate:
 
         with torch.no_grad():
             self._sliced(len(x0), one)
-        if everybody:
-            self._require_some(self.cost.faults - faults, len(x0), step)
+        if everybody and self.cost.faults - faults == len(x0):
+            raise DeadPopulation(
+                f"every particle of every group is dead: the reward {rewarding.name_of(self.reward)} returned NaN or +inf for every one of "
+                f"{len(x0)} {_where(step)}. It must return finite numbers, or −inf for what is forbidden; try it on the samples of a short "
+                f'unsteered run, viot.sample(model, lambda x: torch.zeros(len(x)), "base").'
+            )
         scores = torch.cat(rewards)
         if step < 0 and x0.is_floating_point():
             # Some rewards have an opinion of NaN pixels; a sample that the network broke is dead all the same.
@@ -260,14 +264,6 @@ class Evaluate:
                     stacklevel=2,
                 )
         return flags
-
-    def _require_some(self, faults: int, n: int, step: int) -> None:
-        if faults == n:
-            raise DeadPopulation(
-                f"every particle of every group is dead: the reward {rewarding.name_of(self.reward)} returned NaN or +inf for every one of "
-                f"{n} {_where(step)}. It must return finite numbers, or −inf for what is forbidden; try it on the samples of a short "
-                f'unsteered run, viot.sample(model, lambda x: torch.zeros(len(x)), "base").'
-            )
 
     def _noise(self, group: Tensor, step: int, purpose: str) -> Tensor | None:
         if "noise" not in rewarding.asks_for(self.reward):

@@ -29,6 +29,7 @@ from .record import describe, fingerprint, plain, versions
 from .reward import asks_for, name_of
 from .rewards import as_reward
 from .rng import Rng
+from .tree import Tree
 
 
 def sample(
@@ -263,7 +264,7 @@ def _whole(name: str, value: Any, least: int | None = 1) -> int:
 
 def _glance(state: State) -> dict[str, str]:
     """What the bar shows beside the steps and the time left."""
-    if "tree.value" in state.group:
+    if Tree.grows(state):
         shown = {"nodes": f"{len(state.group['tree.value'])}"}
     else:
         lineages = genealogy.distinct(state.roots).double().mean()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from . import weights
-from .particles import write_tensors
+from .particles import State, write_tensors
 from .rng import Rng
 
 
@@ -41,11 +42,11 @@ class Tree:
     def __len__(self) -> int:
         return len(self.parent)
 
-    @property
+    @cached_property
     def groups(self) -> int:
         return int((self.parent < 0).sum())
 
-    @property
+    @cached_property
     def group(self) -> Tensor:
         """(N,) the position of each node's group."""
         found = torch.arange(len(self))
@@ -55,12 +56,12 @@ class Tree:
             found[here] = found[self.parent[here]]
         return found
 
-    @property
+    @cached_property
     def leaves(self) -> Tensor:
         """(M,) the nodes that are finished samples, in the order in which they were found."""
         return torch.nonzero(self.level == len(self.steps) - 1)[:, 0]
 
-    @property
+    @cached_property
     def roots(self) -> Tensor:
         """(N,) the draw of x_T that each node descends from, numbered within its group; −1 for the roots themselves."""
         found = torch.full((len(self),), -1)
@@ -73,6 +74,7 @@ class Tree:
             found[here] = found[self.parent[here]]
         return found
 
+    @cached_property
     def log_law(self) -> Tensor:
         """(N,) log-probability that a draw passes through each node: from the root down, children in proportion to exp(λ value).
 
@@ -111,7 +113,7 @@ class Tree:
 
     def points(self, n: int, u: Tensor) -> Tensor:
         """The draws (G, n) that belong to one uniform number u (G,) per group; in a dead group the leaves in turn."""
-        leaves, log_p, group = self.leaves, self.log_law(), self.group
+        leaves, log_p, group = self.leaves, self.log_law, self.group
         out = torch.zeros(self.groups, n, dtype=torch.long)
         for g in range(self.groups):
             mine = leaves[group[leaves] == g]
@@ -146,6 +148,20 @@ class Tree:
         parts = {k[len("parts.") :]: v for k, v in tensors.items() if k.startswith("parts.")}
         rest = {f.name: tensors[f.name] for f in fields(cls) if f.name not in ("lam", "parts")}
         return cls(**rest, lam=float(tensors["lam"]), parts=parts)
+
+    def hold(self, state: State) -> State:
+        """A state of a run with this tree in it."""
+        return state.with_group(**{f"tree.{name}": value for name, value in self.tensors().items()})
+
+    @classmethod
+    def held(cls, state: State) -> Tree:
+        """The tree in a state of a run."""
+        return cls.of({name[len("tree.") :]: value for name, value in state.group.items() if name.startswith("tree.")})
+
+    @staticmethod
+    def grows(state: State) -> bool:
+        """Is there a tree in this state?"""
+        return "tree.value" in state.group
 
     def save(self, path: str | Path) -> None:
         """One safetensors file, whole or not at all."""

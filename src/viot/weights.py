@@ -67,6 +67,18 @@ def floored(rewards: Tensor, lam: float) -> Tensor:
     return torch.where(dead, torch.where(lowest < torch.inf, sign * (lowest - margin), 0.0), rewards)
 
 
+def equal(possible: Tensor) -> Tensor:
+    """The same weight for everybody who is possible (bool, any shape): 0, and −inf for the others."""
+    return torch.where(possible, 0.0, NEG_INF).double()
+
+
+def draw(log_w: Tensor, u: Tensor) -> Tensor:
+    """Indices (…) drawn ∝ exp(log_w) over the last dimension of log_w (…, n), one for each uniform u (…); evenly where all are −inf."""
+    top = log_w.amax(-1, keepdim=True)
+    edges = torch.where(top > NEG_INF, (log_w - top).exp(), 1.0).cumsum(-1)
+    return torch.searchsorted(edges, u[..., None] * edges[..., -1:], right=True)[..., 0].clamp_max(log_w.shape[-1] - 1)
+
+
 def alive(log_w: Tensor) -> Tensor:
     """(G,) bool: has the group any particle with positive weight?"""
     return (log_w > NEG_INF).any(-1)

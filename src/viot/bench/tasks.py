@@ -20,8 +20,9 @@ STRONG = 10.0
 
 #: λ and the settings of each method for text-to-image at η = 1, spelled out: a task must not drift when a default does.
 #: FK steering and the gradient methods as arXiv 2506.20701 (appendices B and G) runs them, the trees as it runs its own (whose λ and exploration
-#: constant for text-to-image it does not give), SVDD with the α = 1/λ and M of arXiv 2408.08252 and the argmax of its code. The start and end of VASR's schedule, its λ, and the constants of FVD were
-#: not published: those here are the library's readings, every fifth of 50 steps from the 5th to the 45th.
+#: constant for text-to-image it does not give), SVDD with the α = 1/λ and M of arXiv 2408.08252 and the argmax of its code. The start and
+#: end of VASR's schedule, its λ, and the constants of FVD were not published: those here are the library's readings, every fifth of 50 steps
+#: from the 5th to the 45th.
 TEXT_TO_IMAGE: dict[str, tuple[float, dict[str, Any]]] = {
     "base": (STRONG, {"eta": 1.0}),
     "best-of-n": (STRONG, {"eta": 1.0, "n": None}),

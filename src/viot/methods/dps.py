@@ -7,6 +7,8 @@ from typing import ClassVar, Literal
 
 import torch
 
+from .. import weights
+from ..kernel import per_row
 from ..particles import State
 from ..problem import Problem
 from ..reward import name_of
@@ -54,9 +56,8 @@ class DPS(Guided):
         super().__post_init__()
 
     @property
-    def deterministic(self) -> bool:  # type: ignore[override]
-        """May η be 0? Only where the push is not scaled by the noise."""
-        return self.zeta is not None
+    def deterministic(self) -> bool:
+        return not self.drifting
 
     @property
     def drifting(self) -> bool:
@@ -89,8 +90,8 @@ class DPS(Guided):
         gradient, r = state.extra["gradient"], state.rewards
         noise = problem.evaluate.reward.noise  # type: ignore[attr-defined]
         pull = torch.where(r < 0, self.zeta * noise / (-2 * r).clamp_min(1e-300).sqrt(), 0.0)
-        pull = torch.where(r.isfinite(), pull, 0.0).to(gradient)
-        return moved.but(x=moved.x + pull.reshape(*r.shape, *(1,) * (gradient.ndim - 2)) * gradient)
+        pull = torch.where(r.isfinite(), pull, 0.0)
+        return moved.but(x=moved.x + per_row(pull, gradient).to(gradient) * gradient)
 
     def finish(self, problem: Problem, state: State) -> State:
-        return state.but(log_w=torch.where(state.rewards > NEG_INF, 0.0, NEG_INF).double())
+        return state.but(log_w=weights.equal(state.rewards > NEG_INF))

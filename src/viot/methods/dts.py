@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from .. import weights
-from ..particles import State
+from ..particles import State, copies
 from ..problem import Problem
 from ..tree import Tree
 from ..value import soft_mean
 from ..weights import NEG_INF
 from .growth import Growth
-from .independent import copies
 from .method import methods
 from .search import TreeSearch
 
@@ -54,12 +53,8 @@ class DTS(TreeSearch):
     def descend(self, growth: Growth, node: int, generator: torch.Generator) -> int:
         """One of the node's children, in proportion to exp(λ v)."""
         children = growth.children(node)
-        score = weights.tilt(growth.value[children], growth.seed.lam)
-        top = score.max()
-        p = (score - top).exp() if top > NEG_INF else torch.ones_like(score)
-        edges = p.cumsum(0)
-        u = torch.rand(1, generator=generator, dtype=torch.float64) * edges[-1]
-        return int(children[torch.searchsorted(edges, u, right=True).clamp_max(len(children) - 1)])
+        u = torch.rand((), generator=generator, dtype=torch.float64)
+        return int(children[weights.draw(weights.tilt(growth.value[children], growth.lam), u)])
 
     def backed(self, values: Tensor, lam: float) -> Tensor:
         """The value of a node from those of its children."""
@@ -69,7 +64,7 @@ class DTS(TreeSearch):
         """Leaves (G, K) and their log-weights."""
         u = torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in problem.draw(0, "draw").generators])
         leaves = tree.points(problem.K, u)
-        return leaves, torch.where(tree.value[leaves] > NEG_INF, 0.0, NEG_INF).double()
+        return leaves, weights.equal(tree.value[leaves] > NEG_INF)
 
 
 @methods.add(
@@ -131,4 +126,4 @@ class DTSStar(DTS):
         k = max(len(m) for m in mine)
         chosen = torch.stack([m[torch.arange(k).clamp_max(len(m) - 1)] for m in mine])
         copy = torch.stack([torch.arange(k) >= len(m) for m in mine])
-        return chosen, torch.where(copy | (tree.value[chosen] == NEG_INF), NEG_INF, 0.0).double()
+        return chosen, weights.equal(~copy & (tree.value[chosen] > NEG_INF))

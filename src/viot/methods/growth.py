@@ -31,7 +31,7 @@ class Growth:
     """Grows a copy of a tree. States stay on the CPU; what has been handed out by `tree` never changes."""
 
     def __init__(self, tree: Tree) -> None:
-        self.seed, self.n = tree, len(tree)
+        self.steps, self.indices, self.lam, self.n = tree.steps, tree.indices, tree.lam, len(tree)
         self.room = {name: getattr(tree, name).clone() for name in GROWN}
         self.parts = {name: value.clone() for name, value in tree.parts.items()}
         # The children of node i are pool[first[i] : first[i] + born[i]], with place for seats[i] of them.
@@ -58,7 +58,7 @@ class Growth:
         self.room["level"][begin:end] = level
         self.room["value"][begin:end] = 0.0
         # The rollout that made an inner node has come through it; a leaf is where it stopped.
-        self.room["visits"][begin:end] = 1 if level == len(self.seed.steps) - 1 else 2
+        self.room["visits"][begin:end] = 1 if level == len(self.steps) - 1 else 2
         self.room["x"][begin:end] = x.cpu()
         for part in self.parts.values():
             part[begin:end] = torch.nan
@@ -82,7 +82,7 @@ class Growth:
         shared = {name: self.room[name][:n] for name in ("parent", "level", "x")}
         copied = {name: self.room[name][:n].clone() for name in ("value", "visits")}
         parts = {name: value[:n].clone() for name, value in self.parts.items()}
-        return Tree(**shared, **copied, steps=self.seed.steps, indices=self.seed.indices, lam=self.seed.lam, parts=parts)
+        return Tree(**shared, **copied, steps=self.steps, indices=self.indices, lam=self.lam, parts=parts)
 
     def _fit(self, n: int) -> None:
         for arrays in (self.room, self.parts):

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..kernel import double
+from ..kernel import double, per_row
 from ..particles import State
 from ..problem import Problem
 from ..reward import name_of
@@ -43,8 +43,6 @@ class Guided(ResamplingSMC):
     mean: Literal["score", "x0"] = "score"
     clip: float | None = 1.0
 
-    deterministic: ClassVar[bool] = False
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.mean not in ("score", "x0"):
@@ -62,6 +60,11 @@ class Guided(ResamplingSMC):
     @property
     def needs_gradient(self) -> bool:
         return self.guidance != 0
+
+    @property
+    def deterministic(self) -> bool:
+        """May η be 0? Only where the push is not scaled by the noise."""
+        return False
 
     @property
     def drifting(self) -> bool:
@@ -111,7 +114,7 @@ class Guided(ResamplingSMC):
         coeffs, gradient = problem.grid.coeffs(state.step), state.extra["gradient"]
         strength = self.guidance * torch.as_tensor(self.strength(problem, state), dtype=torch.float64).reshape(-1, 1)
         if self.mean == "score" and self.clip is None:
-            return gradient * column(strength, gradient)
+            return gradient * per_row(strength, gradient).to(gradient)
         gain, std = problem.kernel.response(coeffs, self.eta)  # type: ignore[attr-defined]
         if std == 0 or (self.mean == "x0" and coeffs.alpha_t == 0):
             # Without noise there is no drift, and without signal no gradient.
@@ -124,16 +127,12 @@ class Guided(ResamplingSMC):
             limit = min(limit, limit * gain / std)
         # One factor for each particle: what overflows in the state's precision, a huge gradient times a huge strength, is cut before.
         length = double(gradient).flatten(2).norm(dim=-1).cpu() * strength.abs()
-        return gradient * column(strength * (limit / length.clamp_min(1e-300)).clamp_max(1.0), gradient)
+        cut = strength * (limit / length.clamp_min(1e-300)).clamp_max(1.0)
+        return gradient * per_row(cut, gradient).to(gradient)
 
     def propose(self, problem: Problem, state: State) -> State:
         moved = super().propose(problem, state)
         return moved.but(extra={name: value for name, value in moved.extra.items() if name != "gradient"})
-
-
-def column(value: Tensor, like: Tensor) -> Tensor:
-    """Factors (G, K) or (G, 1), ready to multiply (G, K, *event)."""
-    return value.reshape(*value.shape, *(1,) * (like.ndim - 2)).to(like)
 
 
 def require_gradients(method: Any, problem: Problem, state: State) -> None:

@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..particles import State, flat_index
+from .. import weights
+from ..particles import State, copies, flat_index, pick
 from ..problem import Problem
 from ..value import Tweedie, Value
 from ..weights import NEG_INF
@@ -99,21 +100,8 @@ class BestOfN(_Independent):
 
 def take(state: State, index: torch.Tensor) -> State:
     """A final state reduced to particles `index` (G, K') of each group, decoded samples included."""
-    rows = flat_index(index, state.log_w.shape[1])
-    samples = state.samples
-    if isinstance(samples, torch.Tensor):
-        samples = samples[rows.to(samples.device)]
-    elif samples is not None:
-        samples = [samples[i] for i in rows.tolist()]
+    samples = None if state.samples is None else pick(state.samples, flat_index(index, state.log_w.shape[1]))
     return state[index].but(samples=samples)
-
-
-def copies(points: Tensor) -> Tensor:
-    """(n,) bool: is the point (n, …) an exact copy of an earlier one?"""
-    n = len(points)
-    _, same_as = torch.unique(points.reshape(n, -1), dim=0, return_inverse=True)
-    first = torch.full_like(same_as, n).scatter_reduce_(0, same_as, torch.arange(n), "amin")
-    return first[same_as] != torch.arange(n)
 
 
 def best_distinct(state: State) -> State:
@@ -130,4 +118,4 @@ def best_distinct(state: State) -> State:
     placed = copy.to(torch.int8).argsort(dim=-1, stable=True)[:, :k]
     chosen = take(state, order.gather(-1, placed))
     possible = (chosen.rewards > NEG_INF) & ~copy.gather(-1, placed)
-    return chosen.but(log_w=torch.where(possible, 0.0, NEG_INF).double())
+    return chosen.but(log_w=weights.equal(possible))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..particles import State
+from ..particles import State, pick
 from ..problem import Problem
 from ..tree import Tree
 from .growth import Growth, seedling
@@ -68,7 +68,7 @@ class TreeSearch(Method):
 
     def run(self, problem: Problem, state: State | None = None) -> Iterator[State]:
         state = self.plant(problem) if state is None else state
-        growth = Growth(tree_of(state))
+        growth = Growth(Tree.held(state))
         while FLIGHT in state.group or bool(self.searching(problem, state).any()):
             if FLIGHT not in state.group:
                 state = self.depart(problem, state, growth)
@@ -86,7 +86,7 @@ class TreeSearch(Method):
         one = torch.zeros(problem.G, 1, dtype=torch.float64)
         state = State(x=problem.fold(x), step=0, log_w=one, rewards=one + torch.nan, roots=one.long())
         tree = seedling(problem.groups, self.branches(problem.T), self.law(problem), x)
-        return _with_tree(state.with_group(round=torch.tensor(0), spent=counts, ended=counts.bool()), tree)
+        return tree.hold(state.with_group(round=torch.tensor(0), spent=counts, ended=counts.bool()))
 
     def searching(self, problem: Problem, state: State) -> Tensor:
         """(G,) which groups go on: those that can afford a whole chain, and are not full."""
@@ -94,13 +94,13 @@ class TreeSearch(Method):
 
     def price(self, problem: Problem, growth: Growth, node: int) -> int:
         """Network rows from a node to a finished sample."""
-        return problem.T - int(growth.seed.steps[growth.level[node]])
+        return problem.T - int(growth.steps[growth.level[node]])
 
     def choose(self, problem: Problem, growth: Growth, root: int, spent: int, generator: torch.Generator) -> list[int]:
         """The nodes that one group expands in this round, a node once for each of its new children."""
         found: list[int] = []
         pending: dict[int, int] = {}
-        last, visits, returns = len(growth.seed.steps) - 1, growth.visits, 0
+        last, visits, returns = len(growth.steps) - 1, growth.visits, 0
         while len(found) < self.leaves and problem.budget - spent >= problem.T and returns < FULL:
             path, node = [root], root
             while int(growth.level[node]) < last and growth.born[node] + pending.get(node, 0) >= self.c * int(visits[node]) ** self.alpha:
@@ -131,16 +131,16 @@ class TreeSearch(Method):
         for g, nodes in enumerate(found):
             spent[g] += sum(self.price(problem, growth, node) for node in nodes)
             ended[g] |= bool(search[g]) and not nodes
-        state = _with_tree(state, growth.tree()).with_group(spent=spent, ended=ended, round=torch.tensor(round + 1))
+        state = growth.tree().hold(state).with_group(spent=spent, ended=ended, round=torch.tensor(round + 1))
         if not any(found):
             return state
         group = torch.tensor([g for g, nodes in enumerate(found) for _ in nodes])
         node = torch.tensor([node for nodes in found for node in nodes])
         x, top = growth.x[node], growth.level[node] == 0
         if bool(top.any()):
-            x[top] = problem.prior_rows(torch.bincount(group[top], minlength=problem.G).tolist(), round).cpu()
-        begin = growth.seed.steps[growth.level[node]]
-        track = x.new_zeros(len(x), len(growth.seed.steps), *x.shape[1:])
+            x[top] = problem.prior_rows(_counts(problem, group[top]), round).cpu()
+        begin = growth.steps[growth.level[node]]
+        track = x.new_zeros(len(x), len(growth.steps), *x.shape[1:])
         flight = {"x": x.to(problem.evaluate.model.device), "group": group, "node": node, "begin": begin, "track": track}
         return state.with_group(**{f"flight.{k}": v for k, v in flight.items()}, **{"flight.step": begin.min()})
 
@@ -151,9 +151,9 @@ class TreeSearch(Method):
         here, x, group = on.to(state.x.device), flight["flight.x"].clone(), flight["flight.group"][on]
         prediction = problem.evaluate(x[here], problem.grid.times[j], torch.tensor(problem.groups)[group])[0]
         eta = self.eta if j < problem.T - 1 else 0.0
-        draw = problem.draw(j, "propose", int(flight["round"]), torch.bincount(group, minlength=problem.G).tolist())
+        draw = problem.draw(j, "propose", int(flight["round"]), _counts(problem, group))
         x[here] = problem.kernel.step(x[here], prediction, problem.grid.coeffs(j), eta, draw)[0]
-        track, levels = flight["flight.track"], growth.seed.steps.tolist()
+        track, levels = flight["flight.track"], growth.steps.tolist()
         if j + 1 in levels:
             track = track.clone()
             track[on, levels.index(j + 1)] = x[here].cpu()
@@ -166,7 +166,7 @@ class TreeSearch(Method):
         scored = problem.evaluate.score(flight["flight.x"], index[flight["flight.group"]], purpose=f"reward {round}", everybody=False)
         with problem.evaluate.cost.timed("selection"):
             node = flight["flight.node"].clone()
-            for level, step in enumerate(growth.seed.steps.tolist()):
+            for level, step in enumerate(growth.steps.tolist()):
                 passed = torch.nonzero(flight["flight.begin"] < step)[:, 0]
                 if len(passed):
                     node[passed] = growth.add(node[passed], level, flight["flight.track"][passed, level])
@@ -175,12 +175,12 @@ class TreeSearch(Method):
             self.back_up(problem, growth, node)
             state = _better(state, growth, node)
         kept = {name: value for name, value in state.group.items() if not name.startswith("flight.")}
-        return _with_tree(state.but(group=kept), growth.tree())
+        return growth.tree().hold(state.but(group=kept))
 
     def back_up(self, problem: Problem, growth: Growth, leaves: Tensor) -> None:
         """New values along the paths of new leaves, from the bottom up."""
         nodes = leaves
-        for _ in growth.seed.steps[1:]:
+        for _ in growth.steps[1:]:
             nodes = growth.parent[nodes].unique()
             for node in nodes.tolist():
                 growth.value[node] = self.backed(growth.value[growth.children(node)], problem.lam)
@@ -189,7 +189,7 @@ class TreeSearch(Method):
 
     def settle(self, problem: Problem, state: State) -> State:
         """The answer of the tree as it stands, after any round: K draws, decoded."""
-        tree = tree_of(state)
+        tree = Tree.held(state)
         if not len(tree.leaves):
             raise ValueError("this tree has no finished sample yet; settle a state that the run has yielded")
         drawn, log_w = self.drawn(problem, tree)
@@ -197,8 +197,6 @@ class TreeSearch(Method):
         once, copy = drawn.unique(return_inverse=True)
         device, index = problem.evaluate.model.device, torch.tensor(problem.groups)
         samples = problem.evaluate.decode(tree.x[once].to(device), index[tree.group[once]])
-        rows = copy.flatten()
-        samples = samples[rows.to(samples.device)] if isinstance(samples, Tensor) else [samples[i] for i in rows.tolist()]
         state = state.but(
             x=tree.x[drawn].to(device),
             step=problem.T,
@@ -206,7 +204,7 @@ class TreeSearch(Method):
             rewards=tree.value[drawn],
             roots=tree.roots[drawn],
             parts={name: part[drawn] for name, part in tree.parts.items()},
-            samples=samples,
+            samples=pick(samples, copy.flatten()),
         )
         require_life(problem, log_w)
         return state.but(done=True, cost=problem.evaluate.cost.record())
@@ -226,16 +224,9 @@ class TreeSearch(Method):
         raise NotImplementedError
 
 
-# -- the tree in the state of a run -----------------------------------------------------------------------------------------------------
-
-
-def tree_of(state: State) -> Tree:
-    """The tree that a state holds."""
-    return Tree.of({name[len("tree.") :]: value for name, value in state.group.items() if name.startswith("tree.")})
-
-
-def _with_tree(state: State, tree: Tree) -> State:
-    return state.with_group(**{f"tree.{name}": value for name, value in tree.tensors().items()})
+def _counts(problem: Problem, group: Tensor) -> list[int]:
+    """How many rows each group has."""
+    return torch.bincount(group, minlength=problem.G).tolist()
 
 
 def _better(state: State, growth: Growth, leaves: Tensor) -> State:

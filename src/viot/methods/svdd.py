@@ -103,9 +103,8 @@ class SVDD(SMC):
         """(G, K) which of the M candidates scored (G, K, M) each particle goes on with."""
         if self.choice == "argmax":
             return (scores * math.copysign(1.0, problem.lam)).argmax(-1)
-        u = problem.draw(step, "choose").uniform((scores.shape[0] * scores.shape[1],)).view(*scores.shape[:2], 1)
-        edges = weights.normalize(problem.lam * scores).exp().cumsum(-1)
-        return torch.searchsorted(edges, u * edges[..., -1:], right=True)[..., 0].clamp_max(self.m - 1)
+        u = problem.draw(step, "choose").uniform((scores.shape[0] * scores.shape[1],))
+        return weights.draw(problem.lam * scores, u.view(scores.shape[:2]))
 
     def mix(self, problem: Problem, state: State) -> State:
         """What particles have to do with each other after the choice: nothing here."""
@@ -114,7 +113,7 @@ class SVDD(SMC):
     def finish(self, problem: Problem, state: State) -> State:
         if self.choice == "argmax":
             return best_distinct(state)
-        return state.but(log_w=torch.where(state.rewards > NEG_INF, 0.0, NEG_INF).double())
+        return state.but(log_w=weights.equal(state.rewards > NEG_INF))
 
 
 @methods.add(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import lineage, weights
+from ..particles import copies
 from .gallery import group_label
 from .svg import Line, Scale, chart, figure
 from .words import count, number, percent, plural
@@ -59,7 +60,7 @@ def findings(population: Population) -> Findings:
     return Findings(
         found=group[leaves].bincount(minlength=g),
         effective=torch.where(squares > 0, 1 / squares.clamp_min(1e-300), 0.0),
-        distinct=torch.tensor([_distinct(x0) for x0 in population.x0]),
+        distinct=torch.stack([(~copies(x0)).sum() for x0 in population.x0]),
         noises=lineage.distinct(population.roots),
         tried=group[tree.level == 1].bincount(minlength=g),
     )
@@ -67,7 +68,7 @@ def findings(population: Population) -> Findings:
 
 def _law(tree: Tree) -> Tensor:
     """(N,) the probability that a draw passes through each node; 0 below nodes that lead nowhere."""
-    return tree.log_law().exp().nan_to_num(nan=0.0)
+    return tree.log_law.exp().nan_to_num(nan=0.0)
 
 
 def _values(tree: Tree) -> Tensor:
@@ -78,12 +79,6 @@ def _values(tree: Tree) -> Tensor:
 def _passed(tree: Tree) -> Tensor:
     """(N,) how many rollouts came through each node; inner nodes count one visit more, for their own birth."""
     return torch.where(tree.level < len(tree.steps) - 1, tree.visits - 1, tree.visits).clamp_min(1)
-
-
-def _distinct(x0: Tensor) -> int:
-    """Rows that differ in any bit: a leaf that was drawn twice is one sample."""
-    rows = x0.reshape(len(x0), -1).contiguous().view(torch.uint8).numpy()
-    return len({hash(row.tobytes()) for row in rows})
 
 
 # -- the section ----------------------------------------------------------------------------------------------------------------------

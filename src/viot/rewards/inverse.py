@@ -5,6 +5,7 @@ With λ = 1 the target ∝ p(x) exp(r(x)) is the posterior p(x | y). Another λ 
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import math
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from torch import Tensor
 
+from ..kernel import double
 from ..optional import need
 
 #: Red, green and blue in a grey picture, as Pillow and JPEG weigh them (ITU-R 601).
@@ -61,7 +63,7 @@ class Likelihood:
         rng = torch.Generator().manual_seed(0) if generator is None else generator
         clean = self._measured(images)
         epsilon = torch.randn(clean.shape, generator=rng, device=rng.device, dtype=_precise(rng.device))
-        noisy = _wide(clean) + self.noise * epsilon.to(_wide(clean))
+        noisy = double(clean) + self.noise * epsilon.to(double(clean))
         return noisy.to(images.device, torch.promote_types(images.dtype, torch.float32))
 
     def _gap(self, samples: Tensor, group: Tensor | None) -> Tensor:
@@ -77,7 +79,7 @@ class Likelihood:
         several = y.ndim == measured.ndim
         if y.shape[several:] != measured.shape[1:]:
             raise ValueError(self._mismatch(tuple(y.shape), tuple(measured.shape[1:]), samples))
-        wide = _wide(measured)
+        wide = double(measured)
         if several and len(y) > 1:
             if group is None:
                 raise ValueError(f"the reward {self.name} has {len(y)} measurements: it needs `group`, the group of each row, to choose by")
@@ -283,7 +285,7 @@ def _images(images: Tensor, who: str) -> Tensor:
     if images.ndim != 4:
         hint = "; one picture is a batch of one: images[None]" if images.ndim == 3 else ""
         raise ValueError(f"{who} measures images (n, C, H, W), not a tensor of shape {tuple(images.shape)}{hint}")
-    return _wide(images)
+    return double(images)
 
 
 # -- numbers --------------------------------------------------------------------------------------------------------------------------
@@ -291,11 +293,6 @@ def _images(images: Tensor, who: str) -> Tensor:
 
 def _precise(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
-
-
-def _wide(value: Tensor) -> Tensor:
-    """As float64, on the CPU where the device has none (MPS)."""
-    return value.cpu().double() if value.device.type == "mps" else value.double()
 
 
 def _back(value: Tensor, device: torch.device) -> Tensor:
@@ -399,4 +396,7 @@ def _opaque(path: str | Path, spelling: str) -> Tensor:
 
 
 def _bytes(value: Any) -> bytes:
-    return value.cpu().contiguous().numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode()
+    if not isinstance(value, Tensor):
+        return repr(value).encode()
+    plain = value.cpu().contiguous()
+    return ctypes.string_at(plain.data_ptr(), plain.numel() * plain.element_size())
