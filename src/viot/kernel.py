@@ -10,6 +10,7 @@ from the shift and the noise that was drawn, never as a difference of two log-de
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -17,6 +18,9 @@ import torch
 from torch import Tensor
 
 from .model import Coeffs, Prediction
+
+#: What is added to the logits at these rows and positions (n,): (n, vocabulary).
+Bias = Callable[[Tensor, Tensor], Tensor]
 
 
 class Draw(Protocol):
@@ -27,7 +31,10 @@ class Draw(Protocol):
 
 
 class Kernel(Protocol):
-    """What moves a state. `drifts` says whether `step` takes a drift: whether the proposal has a density."""
+    """What moves a state. `drifts` says whether `step` takes a drift: whether the proposal has a density.
+
+    Optional: `noisy_end`, True where the last step of a chain is as random as the others.
+    """
 
     drifts: bool
 
@@ -47,6 +54,20 @@ def per_row(value: float | Tensor, like: Tensor) -> Tensor:
 def double(value: Tensor) -> Tensor:
     """float64 where the value lives, or on the CPU if its device has none (MPS)."""
     return value.cpu().double() if value.device.type == "mps" else value.double()
+
+
+def shifted(noise: Tensor, shift: Tensor, spread: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Standard normal noise ξ (rows, …) moved to e = shift + spread ξ, and log N(e; 0, 1) − log N(e; shift, spread²), (rows,) float64.
+
+    From the shift and the noise itself: −shift·ξ − |shift|²/2 where the spread is 1.
+    """
+    b, xi = double(shift), double(noise)
+    if spread is None:
+        return shift + noise, -(b * xi + b**2 / 2).flatten(1).sum(1).cpu()
+    wide = double(spread)
+    # (1 − spread²) ξ²/2 and not a difference of two squares, which may be large and nearly equal.
+    ratio = wide.log() - b * wide * xi - b**2 / 2 + (1 - wide**2) * xi**2 / 2
+    return shift + spread * noise, ratio.expand_as(xi).flatten(1).sum(1).cpu()
 
 
 @dataclass(frozen=True)
@@ -79,20 +100,27 @@ class Gaussian:
         return float(mean), float(std)
 
     def step(
-        self, x_t: Tensor, prediction: Prediction, coeffs: Coeffs, eta: float | Tensor, draw: Draw, drift: Tensor | None = None
+        self,
+        x_t: Tensor,
+        prediction: Prediction,
+        coeffs: Coeffs,
+        eta: float | Tensor,
+        draw: Draw,
+        drift: Tensor | None = None,
+        spread: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """x_s (rows, *event) and log p − log q (rows,) float64. `drift` (rows, *event), in score units, shifts the mean by std² · drift."""
+        """x_s (rows, *event) and log p − log q (rows,) float64. `drift` (rows, *event), in score units, shifts the mean by std² · drift;
+        `spread` (rows, *event) multiplies the standard deviation.
+        """
         mean, std = self.moments(x_t, prediction, coeffs, eta)
-        ratio = torch.zeros(len(x_t), dtype=torch.float64)
         if not bool((std > 0).any()):
-            return mean, ratio
+            return mean, torch.zeros(len(x_t), dtype=torch.float64)
         noise = draw.normal(tuple(x_t.shape), x_t.dtype, x_t.device)
-        if drift is None:
-            return mean.addcmul_(std, noise), ratio
-        # log N(x; μ, s²) − log N(x; μ + s² d, s²) at x = μ + s² d + s ξ  is  −s d·ξ − s²|d|²/2.
-        shift = double(std * drift)
-        ratio = -(shift * double(noise) + shift**2 / 2).flatten(1).sum(1).cpu()
-        return mean + std * (std * drift + noise), ratio
+        if drift is None and spread is None:
+            return mean.addcmul_(std, noise), torch.zeros(len(x_t), dtype=torch.float64)
+        shift = torch.zeros_like(noise) if drift is None else std * drift
+        moved, ratio = shifted(noise, shift, None if spread is None else torch.where(std > 0, spread, 1.0))
+        return mean + std * moved, ratio
 
     def guess(self, x_t: Tensor, prediction: Prediction, draw: Draw | None = None, n: int = 1) -> Tensor:
         """(rows, n, *event): a Gaussian model's clean guess is its conditional mean, so all n are the same."""
@@ -129,12 +157,14 @@ class Categorical:
     A masked position is revealed with probability (σ_t − σ_s) / σ_t, independently (`order="random"`: the ancestral kernel of SUBS models), or
     the same *number* of positions is revealed where the model is surest (`order="confidence"`, which has no density and so takes no
     drift) or from the left (`order="left"`). `remask` is the probability with which a revealed position is masked again, as long as
-    steps remain. Tokens are drawn in float64, at revealed positions only. `drift` (rows, length, vocabulary) is added to the logits.
+    steps remain. Tokens are drawn in float64, at revealed positions only. `drift` is added to the logits: (rows, length, vocabulary), or a
+    function (row, position) -> (n, vocabulary) of the n positions that are being revealed.
     """
 
     mask_id: int
     order: Literal["random", "confidence", "left"] = "random"
     remask: float = 0.0
+    noisy_end = True
 
     def __post_init__(self) -> None:
         if self.order not in ("random", "confidence", "left"):
@@ -147,7 +177,7 @@ class Categorical:
         return self.order != "confidence"
 
     def step(
-        self, x_t: Tensor, prediction: Prediction, coeffs: Coeffs, eta: float | Tensor, draw: Draw, drift: Tensor | None = None
+        self, x_t: Tensor, prediction: Prediction, coeffs: Coeffs, eta: float | Tensor, draw: Draw, drift: Tensor | Bias | None = None
     ) -> tuple[Tensor, Tensor]:
         """x_s (rows, length) and log p − log q (rows,) float64. η plays no part: revealing is random in itself."""
         if drift is not None and not self.drifts:
@@ -175,7 +205,10 @@ class Categorical:
             return x_s.to(x_t.device), ratio
         at = (row.to(logits.device), position.to(logits.device))
         log_p = logits[at].cpu().double().log_softmax(-1)
-        log_q = log_p if drift is None else (log_p + drift[at].cpu().double()).log_softmax(-1)
+        log_q = log_p
+        if drift is not None:
+            bias: Tensor = drift[at] if isinstance(drift, Tensor) else drift(row, position)  # type: ignore[index]
+            log_q = (log_p + bias.cpu().double()).log_softmax(-1)
         # Inverse transform; probabilities of 0 at the end of the vocabulary must not be hit by rounding.
         cdf = log_q.exp().cumsum(-1)
         token = torch.searchsorted(cdf, (v[row, position] * cdf[:, -1])[:, None], right=True)[:, 0].clamp(max=cdf.shape[-1] - 1)

@@ -95,7 +95,8 @@ class Model(Protocol):
     Optional: `kernel` (default `Gaussian()`), `prompts` (one per group), `groups` (how many a run has
     unless it says otherwise; the prompts, or 1), `differentiable` (may gradients pass through `predict` and
     `decode`?), `preview(x0, group)` (a cheaper `decode` for the clean guesses scored on the way), `flags` (name -> (rows,), what a checker
-    of the model's own said of the rows decoded last), `release()` (called when a run ends), `config` (plain values for the record). A
+    of the model's own said of the rows decoded last), `prior_std` (a number: x_T ~ N(0, prior_std²) in every entry, so that a learned twist may
+    move it), `release()` (called when a run ends), `config` (plain values for the record). A
     model never turns gradients off itself.
     """
 

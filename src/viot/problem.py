@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -75,6 +75,18 @@ class Scored:
     samples: Any = None
 
 
+class Aside(Protocol):
+    """What may be asked beside a prediction, slice by slice: (x, t, prediction, group) -> (rows, …).
+
+    With `needs_grad` it runs while the graph from x to the prediction is there; `rows` are the network rows that it spends per row.
+    """
+
+    needs_grad: bool
+    rows: int
+
+    def __call__(self, x: Tensor, t: Tensor, prediction: Prediction, group: Tensor) -> Tensor: ...
+
+
 @dataclass
 class Evaluate:
     """The only caller of Model and Reward: counts, slices by `batch_size`, and checks what comes back."""
@@ -85,19 +97,28 @@ class Evaluate:
     rng: Rng
     batch_size: int | None = None
     cost: Cost = field(default_factory=Cost)
-    _held: list[Tensor] | None = field(default=None, repr=False)
+    _held: dict[bool, list[Tensor]] = field(default_factory=dict, repr=False)
     _shrunk: bool = field(default=False, repr=False)
-    _told: set[str] = field(default_factory=set, repr=False)
+    told: set[str] = field(default_factory=set, repr=False)
 
     def __call__(
-        self, x: Tensor, t: Tensor | float, group: Tensor, score: bool = False, grad: bool = False, step: int = -1
+        self,
+        x: Tensor,
+        t: Tensor | float,
+        group: Tensor,
+        score: bool = False,
+        grad: bool = False,
+        step: int = -1,
+        guide: Aside | None = None,
     ) -> tuple[Prediction, Tensor | None, Tensor | None]:
         """One network call per row.
 
         x (rows, *event_shape), t (rows,) or one time for all, group (rows,) indices. With `score`, also the rewards (rows,) of the clean
-        guesses; with `grad`, also ∂r/∂x (rows, *event_shape). `step` names the random stream of a stochastic reward.
+        guesses; with `grad`, also ∂r/∂x (rows, *event_shape). `step` names the random stream of a stochastic reward. What `guide` answers
+        is the prediction's `extra["guide"]`.
         """
         times = torch.as_tensor(t, device=x.device).expand(len(x))
+        through = guide is not None and guide.needs_grad
         noise = self._noise(group, step, "reward") if score or grad else None
         joined: Prediction | None = None
         rewards, grads = [], []
@@ -105,8 +126,8 @@ class Evaluate:
         def one(part: slice) -> None:
             nonlocal joined
             xs, ts, gs = x[part], times[part], group[part]
-            with self._gradients(grad):
-                xs = xs.detach().requires_grad_() if grad else xs
+            with self._gradients(grad or through, guide):
+                xs = xs.detach().requires_grad_() if grad or through else xs
                 with self.cost.timed("network", x.device):
                     prediction = self._checked(self.model.predict(xs, ts, gs.to(xs.device)), xs)
                 self.cost.nfe += len(xs)
@@ -116,10 +137,13 @@ class Evaluate:
                     _, scores, _ = self._score_slice(guess, gs, None if noise is None else noise[part], step)
                     if grad:
                         with self.cost.timed("network", x.device):
-                            found.append(self._gradient(scores, xs))
+                            found.append(self._gradient(scores, xs, keep=through))
                         self.cost.grad_rows += len(xs)
-                        prediction = prediction.map(Tensor.detach)
                     found.insert(0, self.sane(scores, _where(step)))
+                if guide is not None:
+                    prediction = self._aside(guide, xs, ts, prediction, gs)
+                if grad or through:
+                    prediction = prediction.map(Tensor.detach)
             joined = _put(joined, prediction, part, len(x))
             # Last, when nothing can run out of memory any more: a slice that does is tried again in halves.
             for kept, value in zip((rewards, grads), found, strict=False):
@@ -255,8 +279,8 @@ class Evaluate:
         """What the model's own checker said of the n rows decoded last, told once."""
         flags = {name: flag.cpu() for name, flag in (getattr(self.model, "flags", None) or {}).items() if len(flag) == n}
         for name, flag in flags.items():
-            if bool(flag.any()) and name not in self._told:
-                self._told.add(name)
+            if bool(flag.any()) and name not in self.told:
+                self.told.add(name)
                 warnings.warn(
                     f"the pipeline's own checker flagged finished samples as {name}, and shows something else in their place (black, mostly), "
                     f"which was scored like any other sample. `population.parts[{name!r}]` says which.",
@@ -306,16 +330,26 @@ class Evaluate:
             prediction = prediction.map(lambda v: v.to(x.dtype) if v.is_floating_point() else v)
         return prediction
 
+    def _aside(self, guide: Aside, x: Tensor, t: Tensor, prediction: Prediction, group: Tensor) -> Prediction:
+        """The prediction with the answer of `guide` about this slice, counted."""
+        with self.cost.timed("network", x.device), contextlib.nullcontext() if guide.needs_grad else torch.no_grad():
+            answer = guide(x, t, prediction, group)
+        self.cost.nfe += len(x) * guide.rows
+        self.cost.grad_rows += len(x) * guide.needs_grad
+        return dataclasses.replace(prediction, extra={**prediction.extra, "guide": answer})
+
     @contextlib.contextmanager
-    def _gradients(self, on: bool) -> Iterator[None]:
+    def _gradients(self, on: bool, guide: Any = None) -> Iterator[None]:
         """no_grad, or gradients to x alone: the weights' own requires_grad is off inside and restored after, even on error."""
         if not on:
             with torch.no_grad():
                 yield
             return
-        if self._held is None:
-            self._held = [p for part in (self.model, self.reward) for p in _weights(part)]
-        weights = [p for p in self._held if p.requires_grad]
+        # Looked for once without a guide and once with one: a run has the same all along.
+        key = guide is not None
+        if key not in self._held:
+            self._held[key] = [p for part in (self.model, self.reward, guide) for p in _weights(part)]
+        weights = [p for p in self._held[key] if p.requires_grad]
         try:
             for p in weights:
                 p.requires_grad_(False)
@@ -325,9 +359,9 @@ class Evaluate:
             for p in weights:
                 p.requires_grad_(True)
 
-    def _gradient(self, scores: Tensor, x: Tensor) -> Tensor:
+    def _gradient(self, scores: Tensor, x: Tensor, keep: bool = False) -> Tensor:
         # Weights that `_weights` does not find may make a graph that does not lead to x.
-        gradient = torch.autograd.grad(scores.sum(), x, allow_unused=True)[0] if scores.requires_grad else None
+        gradient = torch.autograd.grad(scores.sum(), x, retain_graph=keep, allow_unused=True)[0] if scores.requires_grad else None
         if gradient is None:
             broken = "reward" if getattr(self.model, "differentiable", True) else "model"
             raise TypeError(
@@ -389,6 +423,7 @@ class Problem:
     evaluate    the door to model and reward          grid     the noise levels, T = len(grid)
     kernel      how a state moves                     groups   the indices of the G groups; K particles in each
     lam         λ of the target π ∝ p exp(λ r)        budget   network rows per group, never to be exceeded
+    round       which of a method's passes along the chain this is: each has random numbers of its own
     """
 
     evaluate: Evaluate
@@ -399,6 +434,7 @@ class Problem:
     lam: float
     rng: Rng
     budget: int
+    round: int = 0
 
     @property
     def G(self) -> int:  # noqa: N802 (the contract's name)
@@ -408,9 +444,9 @@ class Problem:
     def T(self) -> int:  # noqa: N802
         return len(self.grid)
 
-    def draw(self, step: int, purpose: str, round: int = 0, counts: Sequence[int] | None = None) -> Draw:
+    def draw(self, step: int, purpose: str, round: int | None = None, counts: Sequence[int] | None = None) -> Draw:
         """The random stream of one purpose at one step, for as many rows in every group, or `counts` of them."""
-        return Draw(self.rng, self.groups, step, purpose, round, counts)
+        return Draw(self.rng, self.groups, step, purpose, self.round if round is None else round, counts)
 
     def rows(self, value: Tensor) -> Tensor:
         """(G, K, …) -> (G·K, …)"""
@@ -428,7 +464,7 @@ class Problem:
         """x_T (G, K, *event_shape), each group from its own stream."""
         return self.fold(self.prior_rows([self.K] * self.G))
 
-    def prior_rows(self, counts: Sequence[int], round: int = 0) -> Tensor:
+    def prior_rows(self, counts: Sequence[int], round: int | None = None) -> Tensor:
         """x_T (sum of counts, *event_shape), so many of each group."""
         model = self.evaluate.model
         draw = self.draw(-1, "prior", round)

@@ -16,10 +16,11 @@ from .method import Method, methods
 from .smc import SMC, ResamplingSMC
 from .svdd import SVDD, SVDDR
 from .tds import TDS
+from .urge import URGE
 from .vasr import VASR, VASRMax
 
 __all__ = [
-    "DAS", "DPS", "DTS", "FKD", "FVD", "SMC", "SVDD", "SVDDR", "TDS", "VASR", "Base", "BestOfN", "DTSStar", "Importance", "Method",
+    "DAS", "DPS", "DTS", "FKD", "FVD", "SMC", "SVDD", "SVDDR", "TDS", "URGE", "VASR", "Base", "BestOfN", "DTSStar", "Importance", "Method",
     "ResamplingSMC", "VASRMax", "make", "methods",
 ]  # fmt: skip
 

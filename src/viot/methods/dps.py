@@ -67,7 +67,7 @@ class DPS(Guided):
     def exact(self) -> bool:
         return False
 
-    def grads(self, steps: int) -> int:
+    def gradients(self, steps: int) -> int:
         return steps - 1 if self.zeta is None else steps
 
     def prepare(self, problem: Problem, state: State) -> State:
@@ -78,9 +78,6 @@ class DPS(Guided):
                 f"viot.rewards.Inpainting(y, mask), or zeta=None to follow the gradient of any reward"
             )
         return super().prepare(problem, state)
-
-    def drift(self, problem: Problem, state: State) -> torch.Tensor | None:
-        return super().drift(problem, state) if self.drifting else None
 
     def propose(self, problem: Problem, state: State) -> State:
         moved = super().propose(problem, state)

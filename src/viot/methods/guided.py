@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..kernel import double, per_row
+from ..kernel import Bias, double, per_row
 from ..particles import State
 from ..problem import Problem
 from ..reward import name_of
@@ -71,14 +71,18 @@ class Guided(ResamplingSMC):
         """Does the gradient enter as a drift of the proposal?"""
         return self.needs_gradient
 
-    def grads(self, steps: int) -> int:
+    def gradients(self, steps: int) -> int:
+        """At how many steps, the first ones, the gradient of the reward is followed."""
         return steps - 1 if self.needs_gradient else 0
+
+    def grads(self, steps: int) -> int:
+        return self.gradients(steps) + super().grads(steps)
 
     def scored(self, steps: int) -> int:
         """The gradient scores the clean guess; another intermediate value scores beside it."""
         if not self.needs_gradient:
             return super().scored(steps)
-        return 1 + self.grads(steps) + len(self.scoring(steps)) * (0 if self._tweedie else scored_by(as_value(self.value)))
+        return 1 + self.gradients(steps) + len(self.scoring(steps)) * (0 if self._tweedie else scored_by(as_value(self.value)))
 
     @property
     def _tweedie(self) -> bool:
@@ -91,10 +95,11 @@ class Guided(ResamplingSMC):
 
     def look(self, problem: Problem, state: State) -> State:
         """One network call per particle, and back through it."""
-        if state.step >= self.grads(problem.T):
+        if state.step >= self.gradients(problem.T):
             return super().look(problem, state)
         t, group = problem.grid.times[state.step], problem.group_rows(state.x.shape[1])
-        prediction, rewards, gradient = problem.evaluate(problem.rows(state.x), t, group, grad=True, step=state.step)
+        aside = self.aside(problem, state)
+        prediction, rewards, gradient = problem.evaluate(problem.rows(state.x), t, group, grad=True, step=state.step, guide=aside)
         assert rewards is not None
         assert gradient is not None
         state = state.but(prediction=prediction.map(problem.fold), rewards=problem.fold(rewards))
@@ -108,8 +113,16 @@ class Guided(ResamplingSMC):
         """What multiplies ∂r/∂x in the drift: a number, or one per group (G,)."""
         return problem.lam
 
-    def drift(self, problem: Problem, state: State) -> Tensor | None:
-        if not self.needs_gradient:
+    def drift(self, problem: Problem, state: State) -> Tensor | Bias | None:
+        own, guide = self.push(problem, state), super().drift(problem, state)
+        if own is None or guide is None:
+            return guide if own is None else own
+        assert isinstance(guide, Tensor)
+        return own + guide
+
+    def push(self, problem: Problem, state: State) -> Tensor | None:
+        """The reward's gradient as a drift."""
+        if not self.drifting or "gradient" not in state.extra:
             return None
         coeffs, gradient = problem.grid.coeffs(state.step), state.extra["gradient"]
         strength = self.guidance * torch.as_tensor(self.strength(problem, state), dtype=torch.float64).reshape(-1, 1)

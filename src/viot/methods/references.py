@@ -64,6 +64,22 @@ TREE_SAMPLING = """\
   archivePrefix = {arXiv}
 }"""
 
+GIRSANOV = """\
+@misc{urge2026,
+  year          = {2026},
+  eprint        = {2605.17850},
+  archivePrefix = {arXiv},
+  note          = {URGE: unbiased resampling via Girsanov estimation; see arXiv for the title and authors}
+}"""
+
+TRUST_REGION = """\
+@misc{tritsmc2026,
+  year          = {2026},
+  eprint        = {2605.25123},
+  archivePrefix = {arXiv},
+  note          = {TRI-TSMC: trust-region iterative twisted SMC; see arXiv for the title and authors}
+}"""
+
 #: BibTeX by the method's name. The baselines (base, best-of-n, importance) have no paper of their own.
 REFERENCES: dict[str, str] = {
     "das": ALIGNMENT,
@@ -75,6 +91,8 @@ REFERENCES: dict[str, str] = {
     "svdd": DECODING,
     "svdd-r": DECODING,
     "tds": TWISTED,
+    "tri-tsmc": TRUST_REGION,
+    "urge": GIRSANOV,
     "vasr": FLEMING_VIOT,
     "vasr-max": FLEMING_VIOT,
 }

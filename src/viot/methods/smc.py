@@ -14,15 +14,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from .. import resample, weights
+from ..guidance import Guidance, as_guidance, prior_std
+from ..kernel import Bias, shifted
 from ..model import Prediction
 from ..particles import Selection, State
-from ..problem import DeadPopulation, Problem
+from ..problem import Aside, DeadPopulation, Problem
 from ..reward import name_of
 from ..value import Tweedie, Value, as_value, scored_by
 from ..weights import NEG_INF
@@ -61,19 +63,37 @@ class SMC(Method):
 
     schedule        scoring steps: fractions of T, every n-th step, or "every"
     value           what a noisy state is worth: "tweedie", "rollout", "x0_samples", "smoothed", an object of `viot.value`, or a callable
+    guide           a drift of your own for the proposal, a function (x_t, t, prediction) -> drift (`viot.guidance.Own`), another model
+                    (`viot.guidance.Toward`), or a learned twist (`viot.twists`): the weights make up for it, whatever it is
     """
 
     schedule: Schedule = EVERY_FIFTH
     value: str | dict | Value = Tweedie()
+    guide: Any = None
 
     resample: ClassVar[Literal["before_step", "after_step"]] = "before_step"
 
     def __post_init__(self) -> None:
         as_value(self.value)
+        as_guidance(self.guide)
         scoring_steps(self.schedule, 1000)
 
+    @property
+    def guiding(self) -> Guidance | None:
+        """What moves the mean of the proposal beside the method itself."""
+        return as_guidance(self.guide)
+
+    def looks(self, steps: int) -> int:
+        """Predictions per particle that a run makes."""
+        return steps
+
     def cost(self, steps: int) -> int:
-        return steps + as_value(self.value).rows(steps, self.scoring(steps))
+        own = self.guiding.rows if self.guiding else 0
+        return self.looks(steps) * (1 + own) + as_value(self.value).rows(steps, self.scoring(steps))
+
+    def grads(self, steps: int) -> int:
+        # The last step of a chain with gradients has no noise, and so no drift.
+        return self.looks(steps) - 1 if self.guiding and self.guiding.needs_grad else 0
 
     def scored(self, steps: int) -> int:
         return 1 + len(self.scoring(steps)) * scored_by(as_value(self.value))
@@ -120,6 +140,13 @@ class SMC(Method):
 
     def prepare(self, problem: Problem, state: State) -> State:
         """What the method keeps beside the particles, before the first step."""
+        if self.guiding:
+            if getattr(self, "eta", 1.0) == 0 and state.x.is_floating_point():
+                raise ValueError(
+                    f"a guidance moves the mean of noisy steps, and eta=0 has none: give {self.name} eta > 0 (1 is ancestral sampling)"
+                )
+            self.guiding.check(problem)
+            state = begin(problem, state, self.guiding)
         return state.with_extra(path=torch.zeros_like(state.log_w))
 
     def look(self, problem: Problem, state: State) -> State:
@@ -127,8 +154,12 @@ class SMC(Method):
         if state.prediction is not None:
             return state
         t, group = problem.grid.times[state.step], problem.group_rows(state.x.shape[1])
-        prediction: Prediction = problem.evaluate(problem.rows(state.x), t, group)[0]
+        prediction: Prediction = problem.evaluate(problem.rows(state.x), t, group, guide=self.aside(problem, state))[0]
         return state.but(prediction=prediction.map(problem.fold))
+
+    def aside(self, problem: Problem, state: State) -> Aside | None:
+        """What is computed beside the prediction of this state, for the drift of its step."""
+        return self.guiding.aside(problem, state) if self.guiding and not still(problem, state) else None
 
     def assess(self, problem: Problem, state: State) -> State:
         """What the states are worth, as `state.rewards`: the intermediate value."""
@@ -152,25 +183,28 @@ class SMC(Method):
         """η of the next step, 0 deterministic (DDIM) to 1 ancestral (DDPM): a number, or one per particle (G, K)."""
         raise NotImplementedError
 
-    def drift(self, problem: Problem, state: State) -> Tensor | None:
-        """What is added to the score of the proposal, (G, K, *event_shape), before every step but the last; none by default."""
-        return None
+    def drift(self, problem: Problem, state: State) -> Tensor | Bias | None:
+        """What is added to the score of the proposal, (G, K, *event_shape), before every step with noise: the guidance, if there is one."""
+        return self.guiding.drift(problem, state) if self.guiding else None
+
+    def spread(self, problem: Problem, state: State) -> Tensor | None:
+        """What multiplies the standard deviation of the proposal, (G, K, *event_shape)."""
+        return self.guiding.spread(problem, state) if self.guiding else None
 
     def propose(self, problem: Problem, state: State) -> State:
         """Move every particle by the kernel; log p − log q of the draw joins the weights at every step."""
         assert state.prediction is not None
         # The chain ends without noise, also where the grid ends at σ > 0 (Stable Diffusion's .03).
-        last = state.step == problem.T - 1
-        eta = 0.0 if last else self.etas(state)
-        drift = None if last else self.drift(problem, state)
+        eta = 0.0 if state.step == problem.T - 1 else self.etas(state)
+        pushes = {} if still(problem, state) else {"drift": self.drift(problem, state), "spread": self.spread(problem, state)}
         x, log_ratio = problem.kernel.step(
             problem.rows(state.x),
             state.prediction.map(problem.rows),
             problem.grid.coeffs(state.step),
             problem.rows(eta) if isinstance(eta, Tensor) else eta,
             problem.draw(state.step, "propose"),
-            # A kernel of a stranger's need not know the word.
-            **({} if drift is None else {"drift": problem.rows(drift)}),
+            # A kernel of a stranger's need not know the words.
+            **{name: problem.rows(v) if isinstance(v, Tensor) else v for name, v in pushes.items() if v is not None},
         )
         return state.but(x=problem.fold(x), log_w=state.log_w + problem.fold(log_ratio), prediction=None)
 
@@ -271,6 +305,23 @@ def draw_ancestors(problem: Problem, resampling: str, step: int, masses: Tensor)
     scheme = resample.get(resampling)
     u = problem.draw(step, "select").uniform((len(masses) * max(1, scheme.uniforms(masses.shape[1])),))
     return scheme(masses / masses.sum(-1, keepdim=True), u.view(len(masses), -1))
+
+
+def still(problem: Problem, state: State) -> bool:
+    """Is the coming step without noise, so that no drift can move it?"""
+    return state.step == problem.T - 1 and not getattr(problem.kernel, "noisy_end", False)
+
+
+def begin(problem: Problem, state: State, guidance: Guidance) -> State:
+    """The start of a chain as the guidance would have it, and weighed for it."""
+    moved = guidance.prior(problem, state)
+    if moved is None:
+        return state
+    std = prior_std(problem)
+    shift, spread = (None if v is None else problem.rows(v) for v in moved)
+    assert shift is not None
+    noise, ratio = shifted(problem.rows(state.x) / std, shift, spread)
+    return state.but(x=problem.fold(noise * std), log_w=state.log_w + problem.fold(ratio))
 
 
 def require_life(problem: Problem, log_w: Tensor) -> None:

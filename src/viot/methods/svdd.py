@@ -29,7 +29,9 @@ from .smc import SMC, Schedule, draw_ancestors
 class SVDD(SMC):
     r"""Algorithm 1 of arXiv 2408.08252. At every step each chain draws M candidates x_s ~ p(·|x_t) and goes on with one of them,
 
-        P(m) ∝ exp(λ v(x_s^m)),      v(x_s) = r(x̂0(x_s)) or another intermediate value.
+        P(m) ∝ exp(λ v(x_s^m)),      v(x_s) = r(x̂0(x_s)) or another intermediate value
+
+    (times p/q where a guidance `guide` moved the candidates).
 
     Nothing crosses chains. As M → ∞ a step has the optimal kernel of v; with finite M, and with v for the true soft value, the law of the
     answer is not π, and there are no weights to correct it. The last step, without noise, has one candidate. The network's answer for the
@@ -65,9 +67,12 @@ class SVDD(SMC):
         """The steps whose states are chosen among candidates: all but the first, which the prior draws."""
         return list(range(1, steps))
 
+    def looks(self, steps: int) -> int:
+        return 1 + self.m * len(self.scoring(steps))
+
     def cost(self, steps: int) -> int:
-        chosen = self.scoring(steps)
-        return 1 + self.m * (len(chosen) + as_value(self.value).rows(steps, chosen))
+        rows = as_value(self.value).rows(steps, self.scoring(steps))
+        return super().cost(steps) + (self.m - 1) * rows
 
     def scored(self, steps: int) -> int:
         return 1 + self.m * len(self.scoring(steps)) * scored_by(as_value(self.value))
@@ -94,17 +99,19 @@ class SVDD(SMC):
         with problem.evaluate.cost.timed("selection"):
             # What is forbidden on the way is only the last choice, among all of a group's candidates, as in every other method.
             scores = weights.floored(wide.rewards, problem.lam).unflatten(1, (-1, self.m))
-            pick = self.pick(problem, state.step, scores)
+            # What a guidance did to the candidates is taken back by the choice.
+            ratio = wide.log_w - state.log_w.gather(-1, candidates)
+            pick = self.pick(problem, state.step, scores, ratio.unflatten(1, (-1, self.m)))
             kept = wide[pick + torch.arange(pick.shape[1]) * self.m]
             kept = kept.but(rewards=scores.gather(-1, pick[..., None])[..., 0], step=state.step)
         return self.mix(problem, kept)
 
-    def pick(self, problem: Problem, step: int, scores: Tensor) -> Tensor:
-        """(G, K) which of the M candidates scored (G, K, M) each particle goes on with."""
+    def pick(self, problem: Problem, step: int, scores: Tensor, ratio: Tensor | float = 0.0) -> Tensor:
+        """(G, K) which of the M candidates, scored and with log p − log q of their draws, (G, K, M) each, a particle goes on with."""
         if self.choice == "argmax":
             return (scores * math.copysign(1.0, problem.lam)).argmax(-1)
         u = problem.draw(step, "choose").uniform((scores.shape[0] * scores.shape[1],))
-        return weights.draw(problem.lam * scores, u.view(scores.shape[:2]))
+        return weights.draw(problem.lam * scores + ratio, u.view(scores.shape[:2]))
 
     def mix(self, problem: Problem, state: State) -> State:
         """What particles have to do with each other after the choice: nothing here."""

@@ -103,6 +103,7 @@ class GaussianMixture:
 
     differentiable = True
     kernel = Gaussian()
+    prior_std = 1.0
 
     def __init__(self, means: object, covs: object = 1.0, weights: object = None, dtype: torch.dtype = torch.float64) -> None:
         mu = torch.as_tensor(means, dtype=torch.float64)

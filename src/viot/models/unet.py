@@ -38,6 +38,7 @@ class UNet:
     """
 
     differentiable = True
+    prior_std = 1.0
 
     def __init__(self, unet: Any, scheduler: Any, *, patch: int = 1, compile: bool = False, autocast: torch.dtype | None = None) -> None:
         if getattr(unet.config, "sample_size", None) is None:
