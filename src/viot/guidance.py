@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,8 +43,8 @@ class Guidance:
         """What `evaluate` is to compute beside the prediction of this state (`viot.problem.Aside`)."""
         return None
 
-    def drift(self, problem: Problem, state: State) -> Tensor | Bias | None:
-        """(G, K, *event_shape) in score units, or biases of logits."""
+    def drift(self, problem: Problem, state: State, eta: float | Tensor) -> Tensor | Bias | None:
+        """(G, K, *event_shape) in score units, or biases of logits, for a step with this η."""
         raise NotImplementedError
 
     def spread(self, problem: Problem, state: State) -> Tensor | None:
@@ -91,7 +92,7 @@ class Own(Guidance):
     def aside(self, problem: Problem, state: State) -> Any:
         return _Slice(self, problem, problem.grid.coeffs(state.step))
 
-    def drift(self, problem: Problem, state: State) -> Tensor | None:
+    def drift(self, problem: Problem, state: State, eta: float | Tensor) -> Tensor | None:
         assert state.prediction is not None
         return state.prediction.extra.get("guide")
 
@@ -177,8 +178,16 @@ class Toward:
 
 
 def as_guidance(guide: Any) -> Guidance | None:
-    """A Guidance, or a function of the user's as one."""
+    """A Guidance, a learned twist from a file, or a function of the user's as one."""
+    if isinstance(guide, (str, Path)):
+        from .twists import as_twist
+
+        guide = as_twist(str(guide))
     if guide is None or isinstance(guide, Guidance):
+        if guide is not None and getattr(guide, "theta", ...) is None:
+            raise ValueError(
+                "this twist has not been fitted: TriTSMC(twist=…).learn(model, reward, …) returns one that is, or use tri-tsmc"
+            )
         return guide
     if callable(guide):
         return Own(guide)

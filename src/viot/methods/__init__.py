@@ -16,12 +16,13 @@ from .method import Method, methods
 from .smc import SMC, ResamplingSMC
 from .svdd import SVDD, SVDDR
 from .tds import TDS
+from .tri_tsmc import TriTSMC
 from .urge import URGE
 from .vasr import VASR, VASRMax
 
 __all__ = [
     "DAS", "DPS", "DTS", "FKD", "FVD", "SMC", "SVDD", "SVDDR", "TDS", "URGE", "VASR", "Base", "BestOfN", "DTSStar", "Importance", "Method",
-    "ResamplingSMC", "VASRMax", "make", "methods",
+    "ResamplingSMC", "TriTSMC", "VASRMax", "make", "methods",
 ]  # fmt: skip
 
 

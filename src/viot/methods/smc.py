@@ -83,6 +83,10 @@ class SMC(Method):
         """What moves the mean of the proposal beside the method itself."""
         return as_guidance(self.guide)
 
+    def guided_by(self, problem: Problem) -> Guidance | None:
+        """The same, where it depends on the problem."""
+        return self.guiding
+
     def looks(self, steps: int) -> int:
         """Predictions per particle that a run makes."""
         return steps
@@ -140,13 +144,13 @@ class SMC(Method):
 
     def prepare(self, problem: Problem, state: State) -> State:
         """What the method keeps beside the particles, before the first step."""
-        if self.guiding:
+        if guide := self.guided_by(problem):
             if getattr(self, "eta", 1.0) == 0 and state.x.is_floating_point():
                 raise ValueError(
                     f"a guidance moves the mean of noisy steps, and eta=0 has none: give {self.name} eta > 0 (1 is ancestral sampling)"
                 )
-            self.guiding.check(problem)
-            state = begin(problem, state, self.guiding)
+            guide.check(problem)
+            state = begin(problem, state, guide)
         return state.with_extra(path=torch.zeros_like(state.log_w))
 
     def look(self, problem: Problem, state: State) -> State:
@@ -159,7 +163,8 @@ class SMC(Method):
 
     def aside(self, problem: Problem, state: State) -> Aside | None:
         """What is computed beside the prediction of this state, for the drift of its step."""
-        return self.guiding.aside(problem, state) if self.guiding and not still(problem, state) else None
+        guide = self.guided_by(problem)
+        return guide.aside(problem, state) if guide and not still(problem, state) else None
 
     def assess(self, problem: Problem, state: State) -> State:
         """What the states are worth, as `state.rewards`: the intermediate value."""
@@ -185,11 +190,13 @@ class SMC(Method):
 
     def drift(self, problem: Problem, state: State) -> Tensor | Bias | None:
         """What is added to the score of the proposal, (G, K, *event_shape), before every step with noise: the guidance, if there is one."""
-        return self.guiding.drift(problem, state) if self.guiding else None
+        guide = self.guided_by(problem)
+        return guide.drift(problem, state, self.etas(state)) if guide else None
 
     def spread(self, problem: Problem, state: State) -> Tensor | None:
         """What multiplies the standard deviation of the proposal, (G, K, *event_shape)."""
-        return self.guiding.spread(problem, state) if self.guiding else None
+        guide = self.guided_by(problem)
+        return guide.spread(problem, state) if guide else None
 
     def propose(self, problem: Problem, state: State) -> State:
         """Move every particle by the kernel; log p − log q of the draw joins the weights at every step."""
@@ -206,7 +213,12 @@ class SMC(Method):
             # A kernel of a stranger's need not know the words.
             **{name: problem.rows(v) if isinstance(v, Tensor) else v for name, v in pushes.items() if v is not None},
         )
-        return state.but(x=problem.fold(x), log_w=state.log_w + problem.fold(log_ratio), prediction=None)
+        after = state.but(x=problem.fold(x), log_w=state.log_w + problem.fold(log_ratio), prediction=None)
+        return self.moved(problem, state, after, pushes.get("drift"))
+
+    def moved(self, problem: Problem, before: State, after: State, drift: Any) -> State:
+        """What is kept of a step that `drift` moved. Nothing by default."""
+        return after
 
     def finish(self, problem: Problem, state: State) -> State:
         """The terminal correction: the potentials of every path multiply to exp(λ r(x_0))."""
