@@ -45,6 +45,9 @@ def planned(run: Run) -> Rows:
     A tree spends at most as many network rows, less than one chain fewer, scores at least as many samples, and decodes once more those drawn.
     """
     problem, method = run.problem, run.method
+    if (spent := getattr(method, "spent", None)) is not None:
+        network, decoded, scored, gradient = (problem.G * rows for rows in spent(problem.K, problem.T))
+        return Rows(network, decoded, scored, gradient)
     particles = problem.G * problem.K
     scored = particles * (method.scored(problem.T) if hasattr(method, "scored") else 1)
     gradient = particles * method.grads(problem.T) if hasattr(method, "grads") else 0

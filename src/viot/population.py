@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 COUNTS = ("nfe", "grad_rows", "decode_rows", "reward_rows", "faults")
+#: Where a method that learns keeps what it knows of its rounds, in `State.group`, (G, R) each.
+ROUNDS = "rounds."
 CLOCKS = ("total", "network", "decode", "reward", "selection")
 
 
@@ -39,6 +41,7 @@ class Population:
     trace        per selection: step (S,), and (S, G): ess, distinct_parents, deaths, lam, temperature, reward_mean, reward_max, …
     nfe …        rows that went through network, gradient, decoder and reward, over all groups; `seconds` of wall time
     config       everything needed to run it again
+    training     of a method that learns on the way, per round (R, G): ess (share of its particles), log_z, variance of the log-weights, …
     tree         the search tree that the particles were drawn from; `tree.draw(n)` draws again, without a network call
     unsteered    draws of the plain model for the same groups, to look at beside the answer; its cost is its own, not in the counts above
     """
@@ -62,6 +65,7 @@ class Population:
     config: dict[str, Any] = field(default_factory=dict)
     unsteered: Population | None = None
     tree: Tree | None = None
+    training: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def from_state(cls, state: State, method: Any, config: dict[str, Any]) -> Population:
@@ -94,6 +98,7 @@ class Population:
             seconds={name: state.cost[f"{name}_seconds"] for name in CLOCKS},
             config=config,
             tree=Tree.held(state) if Tree.grows(state) else None,
+            training={name[len(ROUNDS) :]: v.T for name, v in state.group.items() if name.startswith(ROUNDS)},
         )
 
     # -- looking at it ------------------------------------------------------------------------------------------------------------
@@ -297,6 +302,7 @@ class Population:
         """The tensors go to a file of their own, samples that are none into the record."""
         tensors = {name: getattr(self, name) for name in ("x0", "rewards", "log_weights", "log_z", "roots", "ancestors")}
         tensors |= {f"trace.{k}": v for k, v in self.trace.items()} | {f"parts.{k}": v for k, v in self.parts.items()}
+        tensors |= {f"training.{k}": v for k, v in self.training.items()}
         if isinstance(self.samples, Tensor):
             tensors["samples"] = self.samples
         else:
@@ -318,7 +324,7 @@ class Population:
     def _read(cls, path: Path, record: dict[str, Any]) -> Population:
         with safe_open(str(path), "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        rooms: dict[str, dict[str, Tensor]] = {"trace": {}, "parts": {}}
+        rooms: dict[str, dict[str, Tensor]] = {"trace": {}, "parts": {}, "training": {}}
         for name in [n for n in tensors if "." in n]:
             room, key = name.split(".", 1)
             rooms[room][key] = tensors.pop(name)

@@ -119,13 +119,18 @@ class Run:
                 vars(cost).update(now)
         return Population.from_state(state, self.method, self.config)
 
+    def progress(self, state: State) -> int:
+        """How far a state is, in steps of T."""
+        told = getattr(self.method, "progress", None)
+        return state.step if told is None else told(self.problem, state)
+
     def finish(self, checkpoint: str | Path | None = None, progress: bool | None = None) -> Population:
         """Run to the end, with a bar and from and to a checkpoint folder."""
         saved = Checkpoint(Path(checkpoint), self.config) if checkpoint is not None else None
         state = saved.load(self.problem.evaluate.model.device) if saved else None
         if isinstance(state, Population):
             return state
-        done = state.step if state is not None else 0
+        done = self.progress(state) if state is not None else 0
         bar = tqdm(
             total=self.problem.T, initial=done, disable=None if progress is None else not progress, desc=self.config["method"]["name"]
         )
@@ -135,7 +140,7 @@ class Run:
                 if not reached.done:
                     if not bar.disable:
                         bar.set_postfix(_glance(reached), refresh=False)
-                    bar.update(reached.step - bar.n)
+                    bar.update(self.progress(reached) - bar.n)
                     if saved:
                         saved.keep(reached)
         finally:

@@ -298,14 +298,18 @@ class ResamplingSMC(SMC):
     def select(self, problem: Problem, state: State) -> State:
         """Draw ancestors from the masses, gather everything, divide the weights by K m."""
         log_m = self.log_masses(problem, state)
-        chosen = weights.alive(log_m)
-        if self.ess_threshold is not None:
-            chosen = chosen & (weights.ess(log_m) < self.ess_threshold * log_m.shape[1])
+        chosen = weights.alive(log_m) & self.due(problem, state, log_m)
         ancestors = self.ancestors(problem, state, torch.where(chosen[:, None], log_m, 0.0).exp())
         ancestors = torch.where(chosen[:, None], ancestors, resample.identity(*log_m.shape))
         corrected = state.log_w - math.log(state.log_w.shape[1]) - log_m
         after = state.but(log_w=torch.where(chosen[:, None], corrected, state.log_w))
         return self.record(problem, after[ancestors], state, log_m, ancestors)
+
+    def due(self, problem: Problem, state: State, log_m: Tensor) -> Tensor:
+        """(G,) bool: in which groups is it time to select, by the ESS of the masses."""
+        if self.ess_threshold is None:
+            return torch.ones(len(log_m), dtype=torch.bool)
+        return weights.ess(log_m) < self.ess_threshold * log_m.shape[1]
 
     def ancestors(self, problem: Problem, state: State, masses: Tensor) -> Tensor:
         """Ancestors (G, K) from masses (G, K)."""

@@ -96,13 +96,13 @@ class TriTSMC(ResamplingSMC):
             )
         return each, last
 
-    def spent(self, k: int, steps: int) -> tuple[int, int, int]:
-        """Network rows, scored rows and gradients of a group with K particles in all."""
+    def spent(self, k: int, steps: int) -> tuple[int, int, int, int]:
+        """Rows of a group with K particles in all: through network, decoder, reward and gradient. What a twist scores for itself comes on top."""
         each, last = self.shares(k)
-        trained, again = self.rounds * each, k if self.reuse else 0
         value = as_value(self.value).rows(steps, self.scoring(steps))
-        gradients = super().grads(steps) * k
-        return k * steps + last * value, trained + last * self.scored(steps) + again, gradients
+        scored = self.rounds * each + last * self.scored(steps)
+        # Those that are returned from the rounds are decoded once more.
+        return k * steps + last * value, scored + (k if self.reuse else 0), scored, k * self.grads(steps)
 
     def scoring(self, steps: int) -> list[int]:
         return [] if self.reuse else super().scoring(steps)
@@ -188,7 +188,7 @@ class TriTSMC(ResamplingSMC):
         known = {
             "tau": tau,
             "beta": (before := group["rounds.beta"][:, now - 1] if now else torch.zeros_like(tau)) + tau * (1 - before),
-            "ess": weights.ess(f),
+            "ess": weights.ess(f) / problem.K,
             "log_z": weights.log_mean_exp(f),
             "variance": (finite - finite.nanmean(-1, keepdim=True)).square().nanmean(-1),
             "kl": trust.spent(f, torch.ones_like(tau)),
@@ -207,6 +207,13 @@ class TriTSMC(ResamplingSMC):
         aim = twist.fit(statistics, w, old)
         new, share = trust.capped(lambda theta: twist.kl(statistics, w, theta, old), old, aim, self.cap or self.nats)
         return torch.where(alive[:, None], new, old), share
+
+    def due(self, problem: Problem, state: State, log_m: Tensor) -> Tensor:
+        """Not in groups whose last round had even weights without any selection: guesses of the reward could only spoil them."""
+        found = super().due(problem, state, log_m)
+        if not self.rounds or self.ess_threshold is None:
+            return found
+        return found & ~(state.group["rounds.ess"][:, -1] >= self.ess_threshold)
 
     # -- the end ------------------------------------------------------------------------------------------------------------------
 

@@ -129,7 +129,8 @@ class TokenBias(_Revealed):
         return self.most
 
     def width(self, problem: Problem) -> int:
-        return self.most
+        # As many as there are tokens, which the first prediction tells.
+        return 0
 
     def ready(self, problem: Problem, state: State, shared: bool = False) -> State:
         """The state with the tokens that have a bias, (G, most)."""
@@ -182,18 +183,26 @@ class TokenBias(_Revealed):
 
     def note(self, problem: Problem, before: State, after: State, eta: float, drift: Any) -> dict[str, Tensor]:
         held, n = {name: value.clone() for name, value in self.held(before).items()}, before.x.shape[1]
+        ids = self._ids(problem, before)
+        known = int((ids >= 0).any(0).sum())
+        if held["log_p"].shape[-1] != known:
+            held["log_p"] = torch.full((*held["drawn"].shape, known), -torch.inf, dtype=torch.float64)
         for row, position, log_p in drift.seen:
             g, i = row // n, row % n
             token = after.x.cpu()[g, i, position]
-            match = self._ids(problem, before)[g] == token[:, None]
-            held["log_p"][g, i, position] = log_p
+            match = ids[g] == token[:, None]
+            held["log_p"][g, i, position] = log_p[:, :known]
             held["drawn"][g, i, position] = torch.where(match.any(-1), match.int().argmax(-1), -1)
         return held
 
     def exponent(self, statistics: dict[str, Tensor], theta: Tensor) -> tuple[Tensor, Tensor]:
         drawn = statistics["drawn"]
         of = theta.gather(1, drawn.clamp_min(0).flatten(1)).view_as(drawn)
-        return theta[:, None, None], torch.where(drawn < 0, 0.0, of)
+        return theta[:, None, None, : statistics["log_p"].shape[-1]], torch.where(drawn < 0, 0.0, of)
+
+    def fit(self, statistics: dict[str, Tensor], w: Tensor, theta: Tensor) -> Tensor:
+        known = statistics["log_p"].shape[-1]
+        return torch.cat([super().fit(statistics, w, theta[:, :known]), theta[:, known:]], -1)
 
     def derivatives(self, statistics: dict[str, Tensor], q: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         hot = torch.nn.functional.one_hot(statistics["drawn"] + 1, q.shape[-1] + 1)[..., 1:].double()
