@@ -196,10 +196,11 @@ def prepare(
     budget = particles * steps if budget is None else budget
     cost = method.cost(steps)
     k = budget // cost
-    if k < 1:
+    if k < (least := getattr(method, "least", 1)):
+        few = "one particle" if least == 1 else f"{least} particles, the fewest"
         raise ValueError(
-            f"the budget of {budget} network rows per group is too small: one particle of {name_of_method(method)} costs {cost} rows at "
-            f"T = {steps}. Use particles ≥ {math.ceil(cost / steps)} or budget ≥ {cost}."
+            f"the budget of {budget} network rows per group is too small: {few} of {name_of_method(method)} cost{'s' * (least == 1)} "
+            f"{least * cost} rows at T = {steps}. Use particles ≥ {math.ceil(least * cost / steps)} or budget ≥ {least * cost}."
         )
     grid = model.grid(steps)
     if not isinstance(grid, Grid) or len(grid) != steps:

@@ -480,11 +480,14 @@ def _walk(run: Run, what: str, folder: Path) -> tuple[Population, list[tuple[int
             state.cost.get("nfe") == spent,
             f"{what}: {where} does not record the cost so far; yield it with cost=problem.evaluate.cost.record()",
         )
-        _require(state.step >= step, f"{what}: steps go backwards, from {step} to {state.step}")
+        _require(
+            (now := run.progress(state)) >= step,
+            f"{what}: steps go backwards, from {step} to {now}. A method that walks the chain several times says how far it is by progress(problem, state)",
+        )
         bad = state.log_w.isnan() | (state.log_w == torch.inf)
         _require(not bool(bad.any()), f"{what}: log_w of {where} holds NaN or +inf although all rewards are finite")
         _require(state.log_w.dtype == torch.float64, f"{what}: log_w of {where} is {state.log_w.dtype}; weights are float64")
-        states, step = states + 1, state.step
+        states, step = states + 1, now
         if not state.done:
             try:
                 state.save(folder / f"{states}.safetensors")

@@ -39,6 +39,11 @@ class Method:
         """Does it follow the gradient of the reward, so that model and reward must be differentiable?"""
         return False
 
+    @property
+    def least(self) -> int:
+        """The fewest particles it can run with."""
+        return 1
+
     def cost(self, steps: int) -> int:
         """Network rows per particle of a run of `steps`: K = ⌊budget / cost⌋."""
         return steps

@@ -83,18 +83,17 @@ class TriTSMC(ResamplingSMC):
 
     # -- the budget ---------------------------------------------------------------------------------------------------------------
 
+    @property
+    def least(self) -> int:
+        """Two particles in every round of training, and one at the end."""
+        return 2 * self.rounds + 1
+
     def shares(self, k: int) -> tuple[int, int]:
         """Particles of each training round, and of the end, out of K."""
         if not self.rounds:
             return 0, k
-        each = max(2, math.floor(self.train * k / self.rounds))
-        last = k - self.rounds * each
-        if last < 1:
-            raise ValueError(
-                f"{self.rounds} training rounds of at least 2 particles and one at the end need particles ≥ {2 * self.rounds + 1}, not {k}; "
-                f"or use fewer rounds"
-            )
-        return each, last
+        each = min(max(2, math.floor(self.train * k / self.rounds)), (k - 1) // self.rounds)
+        return each, k - self.rounds * each
 
     def spent(self, k: int, steps: int) -> tuple[int, int, int, int]:
         """Rows of a group with K particles in all: through network, decoder, reward and gradient. What a twist scores for itself comes on top."""
@@ -164,7 +163,6 @@ class TriTSMC(ResamplingSMC):
         twist, none = self.family(problem), torch.full((problem.G, self.rounds), torch.nan, dtype=torch.float64)
         group = state.group if state is not None else {f"rounds.{name}": none for name in ROUND}
         if state is None:
-            self.shares(problem.K)
             group |= {THETA: twist.start(problem).clone(), "round": torch.zeros(problem.G, dtype=torch.long)}
         now = int(group["round"][0])
         inner = self.inner(problem, now)
@@ -274,10 +272,15 @@ class _Amortised(TriTSMC):
     def shared(self) -> bool:
         return True
 
+    @property
+    def least(self) -> int:
+        return 2
+
     def shares(self, k: int) -> tuple[int, int]:
         return k, 0
 
     def cost(self, steps: int) -> int:
+        # Every round has the whole budget.
         return steps
 
     def run(self, problem: Problem, state: State | None = None) -> Iterator[State]:

@@ -85,7 +85,7 @@ def sliced_wasserstein(
     x, w, y, v = _pair(x, weights_x, y, weights_y)
     if not 1 <= order < float("inf"):
         raise ValueError(f"order must be finite and ≥ 1, not {order}")
-    theta = directions.double().cpu() if isinstance(directions, Tensor) else unit_directions(directions, x.shape[1])
+    theta = unit_directions(directions, x.shape[1]) if isinstance(directions, int) else directions.detach().cpu().double()
     if theta.ndim != 2 or theta.shape[1] != x.shape[1] or not len(theta):
         raise ValueError(f"directions must be (n, {x.shape[1]}), not {tuple(theta.shape)}")
     total = 0.0

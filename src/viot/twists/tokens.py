@@ -79,7 +79,7 @@ class _Revealed(Twist):
 
     def fit(self, statistics: dict[str, Tensor], w: Tensor, theta: Tensor) -> Tensor:
         eye = torch.eye(theta.shape[1], dtype=torch.float64)
-        rho, now = None, theta
+        rho, now, going = None, theta, torch.ones(len(w), dtype=torch.bool)
 
         def value(at: Tensor) -> Tensor:
             return (w * self.log_ratio(statistics, at)).sum(-1) - (rho * (at - theta).square()).sum(-1) / 2
@@ -98,8 +98,11 @@ class _Revealed(Twist):
                     break
                 size = torch.where(worse, size / 2, size)
                 worse = value(now + size[:, None] * step) < before
-            now = torch.where(worse[:, None], now, now + size[:, None] * step)
-            if bool((step.abs().amax() < 1e-10) | worse.all()):
+            # Each group stops by itself, so that no group's answer depends on its neighbours.
+            going = going & ~worse
+            now = torch.where(going[:, None], now + size[:, None] * step, now)
+            going = going & (step.abs().amax(-1) > 1e-10)
+            if not bool(going.any()):
                 break
         return now
 
