@@ -41,8 +41,9 @@ class TriTSMC(ResamplingSMC):
     within that distance of q_θ (equation 4.7); projects it on the family, θ = argmax Σ W log q_θ(path) with a ridge around the old θ; and
     goes only so far that KL(q_new ‖ q_old) stays within `cap`. Then q_θ proposes for a particle population with potentials λ r(x̂0).
 
-    twist     the family, a name or an object of `viot.twists`: "slope" ("auto" for real numbers), "vjp", "shift", "affine", "neural"; for
-              tokens "tokens" ("auto") or "feature". A fitted one (`learn`, or a file) is where training starts from: with rounds=0 it stays
+    twist     the family, a name or an object of `viot.twists`: "slope" ("auto" for small states), "direction" ("auto" for others), "vjp",
+              "shift", "affine", "neural"; for tokens "tokens" ("auto") or "feature". A fitted one (`learn`, or a file) is where training
+              starts from: with rounds=0 it stays
     rounds    3 in the published experiments
     train     share of the budget that trains, in equal rounds
     nats      the KL budget ε of a round; it must be below log of a round's particles to have an effect
@@ -121,7 +122,7 @@ class TriTSMC(ResamplingSMC):
         return as_twist(self.twist)
 
     def family(self, problem: Problem) -> Twist:
-        return as_twist(self.twist, tokens=not problem.evaluate.model.dtype.is_floating_point)
+        return as_twist(self.twist, problem.evaluate.model)
 
     def guided_by(self, problem: Problem) -> Guidance | None:
         twist = self.family(problem)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -20,10 +21,11 @@ from torch import Tensor
 
 from ..guidance import Guidance, prior_std, require_density
 from ..kernel import double
-from ..model import Prediction
+from ..model import Model, Prediction
 from ..particles import State, write_tensors
 from ..problem import Problem
 from ..registry import Registry
+from .basis import SMALL
 
 twists = Registry("twist")
 
@@ -175,17 +177,22 @@ class Twist(Guidance):
         return replace(self, theta=theta)
 
 
-def as_twist(twist: Any, tokens: bool = False) -> Twist:
+def as_twist(twist: Any, model: Model | None = None) -> Twist:
     """A twist, or one by name ("slope"), by name and settings ({"name": "slope", "features": 8}), or from a file (….safetensors).
 
-    "auto" is "slope" for real numbers and "tokens" for tokens.
+    "auto" is "tokens" for tokens, "slope" for a few real numbers and "direction" for many.
     """
     if isinstance(twist, Twist):
         return twist
     if isinstance(twist, (str, Path)) and str(twist).endswith(".safetensors"):
         return Twist.load(twist)
+    if twist == "auto":
+        twist = "slope"
+        if model is not None:
+            few = math.prod(model.event_shape) <= SMALL
+            twist = "tokens" if not model.dtype.is_floating_point else "slope" if few else "direction"
     if isinstance(twist, str):
-        return twists[("tokens" if tokens else "slope") if twist == "auto" else twist].make()
+        return twists[twist].make()
     if isinstance(twist, dict) and "name" in twist:
         own = dict(twist)
         return twists[own.pop("name")].make(**own)
