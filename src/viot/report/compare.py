@@ -12,12 +12,12 @@ import torch
 from ..rewards import as_reward
 from .beside import side_by_side
 from .gallery import tiles
-from .page import document, table
+from .page import document
 from .pictures import order
 from .search import findings
 from .svg import LEFT, RIGHT, Scale, axes, figure, marker, ticks
 from .verdict import standard_error, verdict
-from .words import count, duration, listed, number, percent, plural, setting
+from .words import count, duration, listed, number, percent, plural, setting, table
 
 if TYPE_CHECKING:
     from ..population import Population

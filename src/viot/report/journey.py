@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 TREES = 4
 
 
-def _line(label: str, x: list[float], values: Tensor) -> Line:
+def line(label: str, x: list[float], values: Tensor) -> Line:
     """The mean over the groups of (points, G) values, with the band from lowest to highest."""
     values = torch.where(values.isfinite(), values.double(), torch.nan)
     mean = values.nanmean(-1).tolist()
@@ -58,7 +58,7 @@ def charts(population: Population) -> str:
             chart(
                 "Effective sample size",
                 note,
-                [_line("ESS", end if whole else steps, values)],
+                [line("ESS", end if whole else steps, values)],
                 y_label="particles",
                 floor=0,
                 ceiling=k,
@@ -67,8 +67,8 @@ def charts(population: Population) -> str:
         )
     if has("reward_mean") and has("reward_max"):
         lines = [
-            _line("highest", end, with_end("reward_max", population.rewards.amax(-1))),
-            _line(
+            line("highest", end, with_end("reward_max", population.rewards.amax(-1))),
+            line(
                 "mean", end, with_end("reward_mean", torch.where(population.rewards.isfinite(), population.rewards, torch.nan).nanmean(-1))
             ),
         ]
@@ -81,9 +81,9 @@ def charts(population: Population) -> str:
                 x_range=span,
             )
         )
-    lines = [_line("first ancestors still represented", [0.0, *steps], lineage.surviving(population.ancestors))]
+    lines = [line("first ancestors still represented", [0.0, *steps], lineage.surviving(population.ancestors))]
     if has("distinct_parents"):
-        lines.insert(0, _line("particles that became parents", steps, trace["distinct_parents"]))
+        lines.insert(0, line("particles that became parents", steps, trace["distinct_parents"]))
     drawn.append(
         chart(
             "Descent",
@@ -101,14 +101,14 @@ def charts(population: Population) -> str:
             chart(
                 "Offspring variance",
                 note,
-                [_line("variance", steps, trace["offspring_variance"])],
+                [line("variance", steps, trace["offspring_variance"])],
                 y_label="children²",
                 floor=0,
                 x_range=span,
             )
         )
     if has("absorption"):
-        lines = [_line("absorption", steps, trace["absorption"])]
+        lines = [line("absorption", steps, trace["absorption"])]
         drawn.append(
             chart(
                 "Absorption",
@@ -125,7 +125,7 @@ def charts(population: Population) -> str:
             chart(
                 "Path strength λₖ",
                 "The strength that each selection applied; it never changes the target.",
-                [_line("λₖ", steps, trace["lam"])],
+                [line("λₖ", steps, trace["lam"])],
                 y_label="λₖ",
                 x_range=span,
             )

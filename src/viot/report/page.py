@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from .gallery import gallery, group_label
 from .journey import charts, trees
 from .search import findings, search
+from .training import training
 from .verdict import standard_error, verdict
-from .words import count, duration, number, obstacle, percent, plural, repeat_line, sentence, title
+from .words import count, duration, number, obstacle, percent, plural, repeat_line, sentence, table, title
 
 if TYPE_CHECKING:
     from ..population import Population
@@ -44,6 +45,7 @@ def page(population: Population) -> str:
         ("Prompts" if population.prompts else "Samples", gallery(population)),
         ("Parts of the reward", _parts(population)),
         ("Groups", _groups(population)),
+        ("Training", training(population)),
         ("On the way", charts(population)),
         ("Genealogy", trees(population)),
         ("Search tree", search(population)),
@@ -153,13 +155,6 @@ def _groups(population: Population) -> str:
 
 
 # -- the end --------------------------------------------------------------------------------------------------------------------------
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """A table whose first column is words and whose others are numbers."""
-    top = "".join(f"<th>{escape(h)}</th>" for h in head)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _cost(population: Population) -> str:

@@ -16,7 +16,7 @@ from .. import lineage, weights
 from ..particles import copies
 from .gallery import group_label
 from .svg import Line, Scale, chart, figure
-from .words import count, number, percent, plural
+from .words import count, number, percent, plural, table
 
 if TYPE_CHECKING:
     from ..population import Population
@@ -166,7 +166,6 @@ def _held(label: str, law: Tensor) -> Line:
 
 def levels(tree: Tree, g: int, group: Tensor) -> str:
     """A row for every level of one group's tree; folded where they are many."""
-    from .page import table
 
     children = tree.parent[tree.parent >= 0].bincount(minlength=len(tree))
     mine, rows, dead, values, passed = group == g, [], False, _values(tree), _passed(tree)

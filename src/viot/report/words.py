@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 from ..registry import Registry
@@ -132,6 +133,13 @@ def sentence(population: Population) -> str:
     return f"{who} {doing}{strength}{scored}{kept}."
 
 
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A table whose first column is words and whose others are numbers."""
+    top = "".join(f"<th>{escape(h)}</th>" for h in head)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
 # -- running it again -----------------------------------------------------------------------------------------------------------------
 
 
@@ -150,6 +158,11 @@ def obstacle(config: dict[str, Any]) -> str | None:
         own.append(f"its model ({model})")
     if "reward" in objects or not named(reward, rewards):
         own.append(f"its reward ({reward or 'unknown'})")
+    settings = config.get("method") or {}
+    pushes = [settings.get(name) for name in ("guide", "twist")]
+    # A name or a file can be looked up again, and so can a family of twists without parameters.
+    if any((isinstance(p, dict) and ("theta" in p or "tensor " in str(p))) or (isinstance(p, str) and " " in p) for p in pushes):
+        own.append("its guidance")
     if not own:
         return None
     was = "was an object, not a name" if len(own) == 1 else "were objects, not names"
