@@ -3,8 +3,8 @@
     python benchmarks/digits.py --data DIR [--digit 7] [--seeds 10] [--particles 64] [--steps 40] [--out runs/steering.json]
 
 Every method gets K·T network rows per seed, the same λ and seeds; those that resample score at the same steps, but where the row says every
-step. Gradients come on top: rows of the network that are gone through backwards as well. Each seed is one group; K weighted draws are taken from
-it. The distance is Fréchet's in the judge's 96 features, to all real digits of that class in the training set; it means nothing beside numbers in other
+step. Gradients come on top: rows of the network that are gone through backwards as well, and so does what a learned twist has cost once, before
+(four rounds of 4 × 120 paths, other seeds). Each seed is one group; K weighted draws are taken from it. The distance is Fréchet's in the judge's 96 features, to all real digits of that class in the training set; it means nothing beside numbers in other
 features.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 import viot
-from viot.methods import DAS, DPS, DTS, FKD, FVD, SVDD, SVDDR, TDS, VASR, Base, BestOfN, DTSStar, Importance, VASRMax
+from viot.methods import DAS, DPS, DTS, FKD, FVD, SVDD, SVDDR, TDS, URGE, VASR, Base, BestOfN, DTSStar, Importance, TriTSMC, VASRMax
 from viot.metrics import frechet_distance, pairwise_distance
 from viot.rewards.digits import judge
 
@@ -44,6 +44,14 @@ METHODS = {
     "tds, mean=x0": TDS(schedule=FIFTHS, mean="x0"),
     "das": DAS(schedule=FIFTHS),
     "das, every step": DAS(schedule="every"),
+    "urge": URGE(schedule=FIFTHS),
+    "urge, every step": URGE(),
+    "urge, guidance=.5": URGE(schedule=FIFTHS, guidance=0.5),
+    "urge, guidance=1": URGE(schedule=FIFTHS, guidance=1.0),
+    "tri-tsmc": TriTSMC(schedule=FIFTHS),
+    "tri-tsmc, reuse": TriTSMC(schedule=FIFTHS, reuse=True),
+    "importance, learned twist": lambda twist: Importance(guide=twist),
+    "vasr, learned twist": lambda twist: VASR(guide=twist),
     "svdd": SVDD(),
     "svdd-r": SVDDR(),
     "dts": DTS(),
@@ -54,6 +62,16 @@ METHODS = {
 @torch.no_grad()
 def features(images):
     return torch.cat([judge().features(chunk) for chunk in images.split(500)])
+
+
+def learned(model, args):
+    """One twist for all seeds, learned once and kept beside the rows."""
+    path = args.out.with_name(f"{args.out.stem}-{args.digit}-{args.steps}-{args.lam}.safetensors")
+    if not path.exists():
+        family = TriTSMC(twist="direction", rounds=4)
+        run = {"particles": 120, "groups": range(1000, 1004), "steps": args.steps, "lam": args.lam, "batch_size": 64}
+        family.learn(model, f"digit:{args.digit}", **run).save(path)
+    return str(path)
 
 
 def main():
@@ -81,6 +99,7 @@ def main():
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", viot.SteeringWarning)
+            method = method if hasattr(method, "run") else method(learned(model, args))
             p = viot.sample(
                 model,
                 f"digit:{args.digit}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -73,6 +74,7 @@ class Pipeline:
         self.levels = self.oracle.levels = levels_of(self.pipe.scheduler)
         self.kernel = Gaussian(fresh=self.levels.fresh) if default else self.kernel
         self.config["scheduler"] = self.levels.record()
+        self.__dict__.pop("prior_std", None)
 
     def prior(self, n: int, generator: torch.Generator, group: Tensor | None = None, t: Tensor | None = None) -> Tensor:
         """x_T (n, *event_shape) as the pipeline starts: noise, or its noised image at the first time t."""
@@ -80,6 +82,15 @@ class Pipeline:
         if self._how != "alone":
             return self.oracle.start(t, self._call(first.expand(n), generator)).float()
         return torch.cat([self.oracle.start(t, self._call(first, generator)) for _ in range(n)]).float()
+
+    @cached_property
+    def prior_std(self) -> float | None:
+        """The standard deviation of x_T where it is scaled noise and nothing else; None where a run starts from a picture."""
+        x = self.prior(1, torch.Generator().manual_seed(0), t=self.grid(2).times[0]).flatten().double().sort().values
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).double().sort().values
+        # The same numbers in another order (some pack their latents), times a constant.
+        std = float((x * noise).sum() / noise.square().sum())
+        return std if bool(((x - std * noise).abs() < 0.02 * std).all()) else None
 
     def predict(self, x: Tensor, t: Tensor, group: Tensor) -> Prediction:
         like = self._state_dtype()
