@@ -8,6 +8,7 @@ weights even, a bad one wears them out.
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ class Own(Guidance):
 
     It sees x_t (rows, *event_shape), t (rows,) and the model's Prediction of these rows, and returns the drift: (rows, *event_shape) for
     Gaussian kernels, in units of the score (∇ log of something at x_t), or (rows, length, vocabulary) for tokens. It may also ask for
-    `group` (rows,) and `coeffs`, the `viot.Coeffs` of the coming step, by naming them as parameters. Attributes it may have:
+    `group` (rows,) and `coeffs`, the `viot.model.Coeffs` of the coming step, by naming them as parameters. Attributes it may have:
     `needs_grad = True` to be called while x_t has a graph to the prediction (`torch.autograd.grad(…, x_t)` works), `rows`, the network rows
     it spends for each row (0), and `fingerprint()` for the record. What is not finite in its answer counts as 0.
     """
@@ -121,7 +122,8 @@ class _Slice:
         if not isinstance(answer, Tensor) or answer.shape != shape:
             found = f"shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
             raise ValueError(f"the guidance {name} returned {found}; for x of shape {tuple(x.shape)} it must return {tuple(shape)}")
-        answer = answer.detach()
+        # The chain runs in the state's precision, whatever the guidance's.
+        answer = answer.detach().to(x.dtype if prediction.logits is None else prediction.logits.dtype)
         if not bool((fine := answer.isfinite()).all()):
             told, what = self.problem.evaluate.told, f"guidance {name}"
             if what not in told:
@@ -140,15 +142,14 @@ def _signed(function: Callable) -> Callable:
     return getattr(function, "forward") if isinstance(function, torch.nn.Module) else function  # noqa: B009
 
 
-class Toward:
-    """The drift from the model's score toward that of another: `scale` · (score of `other` − score of the model).
+class Toward(Guidance):
+    """The drift from the model toward another: `scale` times as far as one step of the other would go from here.
 
     With a pipeline called at guidance_scale=1 as the model and the same pipeline with classifier-free guidance as `other`, this is
     classifier-free guidance as a proposal, whose weights keep the target that of the unguided model. Costs one network row of `other` per
-    particle and step.
+    particle and step. For small steps the drift is `scale` times the difference of the two scores.
     """
 
-    needs_grad = False
     rows = 1
 
     def __init__(self, other: Model | Any, scale: float = 1.0) -> None:
@@ -156,13 +157,25 @@ class Toward:
 
         self.other, self.scale = as_model(other), float(scale)
 
-    def __call__(self, x: Tensor, t: Tensor, prediction: Prediction, *, group: Tensor, coeffs: Coeffs) -> Tensor:
-        there = self.other.predict(x, t, group.to(x.device)).x0
-        # score = (α x0 − x) / σ²
-        return (self.scale * coeffs.alpha_t / coeffs.sigma_t**2) * (there.to(x.dtype) - prediction.x0)
+    def aside(self, problem: Problem, state: State) -> Any:
+        return _Differences(self.other)
+
+    def drift(self, problem: Problem, state: State, eta: float | Tensor) -> Tensor:
+        assert state.prediction is not None
+        x0, eps = problem.rows(state.prediction.extra["guide"]).unbind(1)
+        # Means are linear in (x, x0, eps), so their difference is the mean of the differences: of any kernel, at α_t = 0 too.
+        given = None if state.prediction.eps is None else eps
+        rows = problem.rows(eta) if isinstance(eta, Tensor) else eta
+        gap, std = problem.kernel.moments(torch.zeros_like(x0), Prediction(x0, given), problem.grid.coeffs(state.step), rows)  # type: ignore[attr-defined]
+        return problem.fold(torch.where(std > 0, self.scale * gap / std.square(), 0.0))
 
     def check(self, problem: Problem) -> None:
+        require_density("a guidance toward another model", problem)
         model = problem.evaluate.model
+        if not hasattr(problem.kernel, "moments") or not model.dtype.is_floating_point:
+            raise TypeError(
+                "a guidance toward another model needs a kernel with moments(x_t, prediction, coeffs, eta), as viot.Gaussian has"
+            )
         if tuple(self.other.event_shape) != tuple(model.event_shape):
             raise ValueError(f"the other model has states {tuple(self.other.event_shape)}, this one {tuple(model.event_shape)}")
         here, there = problem.grid, self.other.grid(problem.T)
@@ -172,9 +185,28 @@ class Toward:
             raise ValueError("the other model walks along other noise levels; give both the same scheduler")
 
     def fingerprint(self) -> str:
-        from .record import describe, plain
+        """What tells it apart: the other model's own record, and the scale."""
+        from .record import describe
 
-        return f"{plain(describe(self.other, self.other))} {self.scale}"
+        told = repr((describe(self.other, self.other), self.scale))
+        return hashlib.blake2b(told.encode(), digest_size=6).hexdigest()
+
+
+@dataclass(frozen=True)
+class _Differences:
+    """What the other model's prediction has beyond this one's: x0 and eps, (rows, 2, *event_shape); eps of 0 where there is none to take."""
+
+    other: Model
+    needs_grad = False
+    rows = 1
+
+    def __call__(self, x: Tensor, t: Tensor, prediction: Prediction, group: Tensor) -> Tensor:
+        there = self.other.predict(x, t, group.to(x.device))
+        x0 = there.x0.to(x.dtype) - prediction.x0
+        eps = torch.zeros_like(x0)
+        if prediction.eps is not None and there.eps is not None:
+            eps = there.eps.to(x.dtype) - prediction.eps
+        return torch.stack([x0, eps], 1)
 
 
 def as_guidance(guide: Any) -> Guidance | None:
@@ -198,6 +230,11 @@ def prior_std(problem: Problem) -> float | None:
     """The standard deviation of x_T where the model declares it to be N(0, prior_std²), or None."""
     found = getattr(problem.evaluate.model, "prior_std", None)
     return None if found is None else float(found)
+
+
+def still(problem: Problem, step: int) -> bool:
+    """Is a step without noise, so that no drift can move it? The last of a chain is, unless its kernel says otherwise."""
+    return step == problem.T - 1 and not getattr(problem.kernel, "noisy_end", False)
 
 
 def require_density(who: str, problem: Problem) -> None:

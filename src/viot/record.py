@@ -30,8 +30,7 @@ def plain(value: Any) -> Any:
     if callable(own := getattr(value, "record", None)) and not isinstance(value, type):
         return own()
     if isinstance(value, torch.Tensor):
-        digest = hashlib.blake2b(value.detach().cpu().double().numpy().tobytes(), digest_size=6).hexdigest()
-        return f"tensor {tuple(value.shape)} {digest}"
+        return f"tensor {tuple(value.shape)} {digest(value)}"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         name = next((known for known, kind in NAMED.items() if kind is type(value)), type(value).__name__)
         return {"name": name, **{f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}}
@@ -41,11 +40,13 @@ def plain(value: Any) -> Any:
         return [plain(v) for v in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    return f"{name_of(value)} {fingerprint(value) or ''}".strip() if callable(value) else repr(value)
+    if callable(value) or hasattr(value, "fingerprint"):
+        return f"{name_of(value)} {fingerprint(value) or ''}".strip()
+    return repr(value)
 
 
 def fingerprint(thing: Any) -> str | None:
-    """What tells two things of the same name apart: of functions a hash of code, constants and plain captured values, of an object what its own
+    """What tells two things of the same name apart: of functions a hash of code, constants and captured values, of an object what its own
     `fingerprint()` says. None for others.
     """
     if callable(own := getattr(thing, "fingerprint", None)):
@@ -54,10 +55,14 @@ def fingerprint(thing: Any) -> str | None:
     if code is None:
         return None
     captured = [cell.cell_contents for cell in getattr(thing, "__closure__", None) or ()]
-    plain = [
-        v for v in (*code.co_consts, *captured, *(getattr(thing, "__defaults__", None) or ())) if isinstance(v, (bool, int, float, str))
-    ]
-    return hashlib.blake2b(repr((code.co_code, code.co_names, plain)).encode(), digest_size=6).hexdigest()
+    held = (*code.co_consts, *captured, *(getattr(thing, "__defaults__", None) or ()))
+    told = [v if isinstance(v, (bool, int, float, str)) else digest(v) if isinstance(v, torch.Tensor) else fingerprint(v) for v in held]
+    return hashlib.blake2b(repr((code.co_code, code.co_names, told)).encode(), digest_size=6).hexdigest()
+
+
+def digest(values: torch.Tensor) -> str:
+    """A short name of a tensor's values."""
+    return hashlib.blake2b(values.detach().cpu().double().numpy().tobytes(), digest_size=6).hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .. import resample, weights
-from ..guidance import Guidance, as_guidance, prior_std
+from ..guidance import Guidance, as_guidance, prior_std, still
 from ..kernel import Bias, shifted
 from ..model import Prediction
 from ..particles import Selection, State
@@ -64,7 +64,7 @@ class SMC(Method):
     schedule        scoring steps: fractions of T, every n-th step, or "every"
     value           what a noisy state is worth: "tweedie", "rollout", "x0_samples", "smoothed", an object of `viot.value`, or a callable
     guide           a drift of your own for the proposal, a function (x_t, t, prediction) -> drift (`viot.guidance.Own`), another model
-                    (`viot.guidance.Toward`), or a learned twist (`viot.twists`): the weights make up for it, whatever it is
+                    (`viot.guidance.Toward`), or a learned twist (`viot.twists`). The weights of a method that has weights make up for it
     """
 
     schedule: Schedule = EVERY_FIFTH
@@ -145,7 +145,8 @@ class SMC(Method):
     def prepare(self, problem: Problem, state: State) -> State:
         """What the method keeps beside the particles, before the first step."""
         if guide := self.guided_by(problem):
-            if getattr(self, "eta", 1.0) == 0 and state.x.is_floating_point():
+            # FVD's noise has two names, and one of them is enough.
+            if not any(getattr(self, name, 0.0) for name in ("eta", "eta_base", "eta_rebirth")) and state.x.is_floating_point():
                 raise ValueError(
                     f"a guidance moves the mean of noisy steps, and eta=0 has none: give {self.name} eta > 0 (1 is ancestral sampling)"
                 )
@@ -164,7 +165,7 @@ class SMC(Method):
     def aside(self, problem: Problem, state: State) -> Aside | None:
         """What is computed beside the prediction of this state, for the drift of its step."""
         guide = self.guided_by(problem)
-        return guide.aside(problem, state) if guide and not still(problem, state) else None
+        return guide.aside(problem, state) if guide and not still(problem, state.step) else None
 
     def assess(self, problem: Problem, state: State) -> State:
         """What the states are worth, as `state.rewards`: the intermediate value."""
@@ -203,7 +204,7 @@ class SMC(Method):
         assert state.prediction is not None
         # The chain ends without noise, also where the grid ends at σ > 0 (Stable Diffusion's .03).
         eta = 0.0 if state.step == problem.T - 1 else self.etas(state)
-        pushes = {} if still(problem, state) else {"drift": self.drift(problem, state), "spread": self.spread(problem, state)}
+        pushes = {} if still(problem, state.step) else {"drift": self.drift(problem, state), "spread": self.spread(problem, state)}
         x, log_ratio = problem.kernel.step(
             problem.rows(state.x),
             state.prediction.map(problem.rows),
@@ -321,11 +322,6 @@ def draw_ancestors(problem: Problem, resampling: str, step: int, masses: Tensor)
     scheme = resample.get(resampling)
     u = problem.draw(step, "select").uniform((len(masses) * max(1, scheme.uniforms(masses.shape[1])),))
     return scheme(masses / masses.sum(-1, keepdim=True), u.view(len(masses), -1))
-
-
-def still(problem: Problem, state: State) -> bool:
-    """Is the coming step without noise, so that no drift can move it?"""
-    return state.step == problem.T - 1 and not getattr(problem.kernel, "noisy_end", False)
 
 
 def begin(problem: Problem, state: State, guidance: Guidance) -> State:

@@ -70,6 +70,10 @@ class SVDD(SMC):
     def looks(self, steps: int) -> int:
         return 1 + self.m * len(self.scoring(steps))
 
+    def grads(self, steps: int) -> int:
+        # The last state's candidates are not moved on by any noise.
+        return max(0, self.looks(steps) - self.m) if self.guiding and self.guiding.needs_grad else 0
+
     def cost(self, steps: int) -> int:
         rows = as_value(self.value).rows(steps, self.scoring(steps))
         return super().cost(steps) + (self.m - 1) * rows

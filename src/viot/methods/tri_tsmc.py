@@ -119,13 +119,15 @@ class TriTSMC(ResamplingSMC):
 
     @property
     def guiding(self) -> Guidance | None:
-        return as_twist(self.twist)
+        return self._moving(as_twist(self.twist))
 
     def family(self, problem: Problem) -> Twist:
         return as_twist(self.twist, problem.evaluate.model)
 
     def guided_by(self, problem: Problem) -> Guidance | None:
-        twist = self.family(problem)
+        return self._moving(self.family(problem))
+
+    def _moving(self, twist: Twist) -> Twist | None:
         # A family that is never fitted leaves the model alone.
         return twist if self.rounds or twist.theta is not None else None
 
@@ -167,6 +169,7 @@ class TriTSMC(ResamplingSMC):
             group |= {THETA: twist.start(problem).clone(), "round": torch.zeros(problem.G, dtype=torch.long)}
         now = int(group["round"][0])
         inner = self.inner(problem, now)
+        twist.check(inner)
         fresh = super().prepare(inner, inner.start().but(group=group))
         if now == self.rounds and not self.reuse:
             return fresh
@@ -206,6 +209,9 @@ class TriTSMC(ResamplingSMC):
         aim = twist.fit(statistics, w, old)
         new, share = trust.capped(lambda theta: twist.kl(statistics, w, theta, old), old, aim, self.cap or self.nats)
         return torch.where(alive[:, None], new, old), share
+
+    def weigh(self, problem: Problem, state: State) -> State:
+        return self.reach(state, weights.tilt(state.rewards, problem.lam))
 
     def due(self, problem: Problem, state: State, log_m: Tensor) -> Tensor:
         """Not in groups whose last round had even weights without any selection: guesses of the reward could only spoil them."""

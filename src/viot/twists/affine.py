@@ -129,7 +129,9 @@ class _PerStep(Twist):
         if log_v is not None:
             gap = e - torch.einsum("gnki,gkij->gnkj", x, beta)
             rho = rho[..., 0]
-            v = (torch.einsum("gn,gnki->gki", w, gap.square()) + rho * log_v.exp()) / (1 + rho)
+            # Residuals of few particles are short: they have been fitted. Too small a variance makes weights of infinite variance.
+            freedom = (1 - self.shrinkage(w, 2 * x.shape[-1])).clamp_min(0)[:, None, None]
+            v = (torch.einsum("gn,gnki->gki", w, gap.square()) + rho * log_v.exp()) / (freedom + rho)
             pieces += [beta[..., 1:, :].transpose(-1, -2).flatten(-2), v.clamp_min(1e-8).log()]
         # Where no noise was drawn there is nothing to learn.
         drawn = (live > 0).any(1)[..., None]

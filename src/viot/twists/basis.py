@@ -58,7 +58,7 @@ def basis_of(features: int | Tensor | None, event_shape: tuple[int, ...]) -> Bas
         if rows.shape[1] != size or len(rows) > size:
             raise ValueError(f"features for states {tuple(event_shape)} are (m ≤ {size}, {size}), not {tuple(features.shape)}")
         q, r = torch.linalg.qr(rows.T)
-        if bool((r.diagonal().abs() < 1e-10 * r.diagonal().abs().amax()).any()):
+        if not bool((r.diagonal().abs() > 1e-10 * rows.abs().amax()).all()):
             raise ValueError("the rows of features are linearly dependent")
         return Basis(len(rows), matrix=(q * r.diagonal().sign()).T.contiguous())
     if features is None and size <= SMALL:

@@ -134,12 +134,12 @@ class Slope(Linear):
         if found is None:
             return self.held(state)
         s = self.first(problem, found[1])
-        return self.add(problem, state, s * self.basis(problem).project(found[0]), torch.tensor(s * s))
+        return self.add(problem, state, s * self.basis(problem).project(found[0]), torch.tensor(s * s, dtype=torch.float64))
 
     def note(self, problem: Problem, before: State, after: State, eta: float, drift: Any) -> dict[str, Tensor]:
         e, std = standardised(problem, before, after, eta)
         s = std * gain(problem.grid.coeffs(before.step), self.data_std)
-        return self.add(problem, before, s * self.basis(problem).project(e), torch.tensor(s * s))
+        return self.add(problem, before, s * self.basis(problem).project(e), torch.tensor(s * s, dtype=torch.float64))
 
     def information(self, statistics: dict[str, Tensor], w: Tensor) -> Tensor:
         eye = torch.eye(statistics["score"].shape[-1], dtype=torch.float64)

@@ -92,12 +92,14 @@ class _Revealed(Twist):
             step = torch.linalg.solve(hessian + rho[..., None] * eye, gradient - rho * (now - theta))
             # Concave, but a full step may overshoot where probabilities saturate.
             before, size = value(now), torch.ones(len(w), dtype=torch.float64)
-            worse = value(now + step) < before
+            # Less than rounding is no loss.
+            least = before - 1e-12 * (1 + before.abs())
+            worse = going & (value(now + step) < least)
             for _ in range(30):
                 if not bool(worse.any()):
                     break
                 size = torch.where(worse, size / 2, size)
-                worse = value(now + size[:, None] * step) < before
+                worse = going & (value(now + size[:, None] * step) < least)
             # Each group stops by itself, so that no group's answer depends on its neighbours.
             going = going & ~worse
             now = torch.where(going[:, None], now + size[:, None] * step, now)
@@ -127,6 +129,8 @@ class TokenBias(_Revealed):
         super().__post_init__()
         if self.most < 1:
             raise ValueError(f"most must be ≥ 1, not {self.most}")
+        if self.ids is not None and (self.ids.ndim != 2 or self.ids.shape[1] != self.most):
+            raise ValueError(f"ids are (1 or G, most = {self.most}) numbers of tokens, not of shape {tuple(self.ids.shape)}")
 
     def size(self, problem: Problem) -> int:
         return self.most
@@ -172,6 +176,8 @@ class TokenBias(_Revealed):
         assert state.prediction.logits is not None
         ids, theta, n = self._ids(problem, state), self.parameters(problem, state), state.x.shape[1]
         logits = problem.rows(state.prediction.logits)
+        if int(ids.max()) >= logits.shape[-1]:
+            raise ValueError(f"ids hold the token {int(ids.max())}, and the model has {logits.shape[-1]} tokens")
         whole = torch.zeros(problem.G, logits.shape[-1] + 1, dtype=torch.float64)
         # What is no token falls into a column beyond the vocabulary.
         bias = whole.scatter(1, torch.where(ids < 0, logits.shape[-1], ids), theta)[:, :-1]
@@ -257,6 +263,8 @@ class Feature(_Revealed):
         assert state.prediction.logits is not None
         n, strength = state.x.shape[1], self.parameters(problem, state)[:, 0]
         logits, x = problem.rows(state.prediction.logits), problem.rows(state.x)
+        if self.phi is not None and len(self.phi) != logits.shape[-1]:
+            raise ValueError(f"phi has {len(self.phi)} numbers, and the model {logits.shape[-1]} tokens")
         fill = problem.kernel.guess(x, state.prediction.map(problem.rows))[:, 0]
         groups = problem.group_rows(n)
 

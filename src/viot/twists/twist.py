@@ -8,7 +8,6 @@ of a path to be fitted: sufficient statistics, never the path.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from dataclasses import dataclass, field, fields, replace
@@ -19,7 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ..guidance import Guidance, prior_std, require_density
+from ..guidance import Guidance, prior_std, require_density, still
 from ..kernel import double
 from ..model import Model, Prediction
 from ..particles import State, write_tensors
@@ -149,8 +148,11 @@ class Twist(Guidance):
         return {"name": self.name, **plain(self.settings()), **({} if self.theta is None else {"theta": self.fingerprint()})}
 
     def fingerprint(self) -> str:
-        held: list[Any] = [v for v in (self.theta, *self.settings().values()) if isinstance(v, Tensor)]
-        return hashlib.blake2b(b"".join(v.double().numpy().tobytes() for v in held), digest_size=6).hexdigest()
+        from ..record import digest
+
+        own: list[Any] = [self.theta, *self.settings().values()]
+        held = [v.flatten().double() for v in own if isinstance(v, Tensor)]
+        return digest(torch.cat(held) if held else torch.zeros(0))
 
     def save(self, path: str | Path) -> None:
         """One safetensors file with the parameters and what family they are of."""
@@ -203,8 +205,12 @@ def as_twist(twist: Any, model: Model | None = None) -> Twist:
 
 
 def standardised(problem: Problem, before: State, after: State, eta: float) -> tuple[Tensor, float]:
-    """e = (x_s − mean) / std of the model's own step (G, N, *event_shape), float64, and std; nothing to see (std = 0) where it has no noise."""
+    """e = (x_s − mean) / std of the model's own step (G, N, *event_shape), float64, and std; nothing to see (std = 0) where it has no noise,
+    as at the end of a chain, wherever its grid ends.
+    """
     assert before.prediction is not None
+    if still(problem, before.step):
+        return torch.zeros_like(after.x), 0.0
     x, prediction = problem.rows(before.x), before.prediction.map(problem.rows)
     mean, std = problem.kernel.moments(x, prediction, problem.grid.coeffs(before.step), eta)  # type: ignore[attr-defined]
     level = float(std)
