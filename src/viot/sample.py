@@ -103,7 +103,9 @@ class Run:
                 tick = time.perf_counter()
         finally:
             # What a model holds on the accelerator while it runs, it may let go of now, however the run ended.
-            getattr(self.problem.evaluate.model, "release", lambda: None)()
+            beside = getattr(getattr(self.method, "guiding", None), "other", None)
+            for model in (self.problem.evaluate.model, beside):
+                getattr(model, "release", lambda: None)()
 
     def population(self, state: State) -> Population:
         """The answer, from the run's final state; of a tree method from any state that it has yielded since its first finished samples."""

@@ -9,6 +9,7 @@ from ..registry import unknown
 from .das import DAS
 from .dps import DPS
 from .dts import DTS, DTSStar
+from .fkc import FKC
 from .fkd import FKD
 from .fvd import FVD
 from .independent import Base, BestOfN, Importance
@@ -21,7 +22,7 @@ from .urge import URGE
 from .vasr import VASR, VASRMax
 
 __all__ = [
-    "DAS", "DPS", "DTS", "FKD", "FVD", "SMC", "SVDD", "SVDDR", "TDS", "URGE", "VASR", "Base", "BestOfN", "DTSStar", "Importance", "Method",
+    "DAS", "DPS", "DTS", "FKC", "FKD", "FVD", "SMC", "SVDD", "SVDDR", "TDS", "URGE", "VASR", "Base", "BestOfN", "DTSStar", "Importance", "Method",
     "ResamplingSMC", "TriTSMC", "VASRMax", "make", "methods",
 ]  # fmt: skip
 

@@ -64,6 +64,15 @@ TREE_SAMPLING = """\
   archivePrefix = {arXiv}
 }"""
 
+CORRECTORS = """\
+@misc{skreta2025feynman,
+  title         = {Feynman-Kac Correctors in Diffusion: Annealing, Guidance, and Product of Experts},
+  author        = {Marta Skreta and Tara Akhound-Sadegh and Viktor Ohanesian and Roberto Bondesan and Al{\\'a}n Aspuru-Guzik and Arnaud Doucet and Rob Brekelmans and Alexander Tong and Kirill Neklyudov},
+  year          = {2025},
+  eprint        = {2503.02819},
+  archivePrefix = {arXiv}
+}"""
+
 GIRSANOV = """\
 @misc{urge2026,
   year          = {2026},
@@ -86,6 +95,7 @@ REFERENCES: dict[str, str] = {
     "dps": POSTERIOR,
     "dts": TREE_SAMPLING,
     "dts-star": TREE_SAMPLING,
+    "fkc": CORRECTORS,
     "fkd": FK_STEERING,
     "fvd": FLEMING_VIOT,
     "svdd": DECODING,

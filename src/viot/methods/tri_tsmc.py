@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -17,6 +17,7 @@ from ..problem import Problem
 from ..twists import STATISTICS, THETA, Twist, as_twist
 from ..value import as_value, scored_by
 from .method import methods
+from .pool import balanced, pooled
 from .smc import EVERY_TENTH, ResamplingSMC, Schedule
 
 if TYPE_CHECKING:
@@ -179,7 +180,8 @@ class TriTSMC(ResamplingSMC):
         """Score the paths of a round, and θ after it."""
         twist, group, now = self.family(problem), dict(state.group), int(state.group["round"][0])
         rows, which = problem.rows(state.x), problem.group_rows(problem.K)
-        rewards = problem.fold(problem.evaluate.score(rows, which, purpose=f"reward of round {problem.round}").rewards)
+        scored = problem.evaluate.score(rows, which, purpose=f"reward of round {problem.round}")
+        rewards = problem.fold(scored.rewards)
         f = weights.tilt(rewards, problem.lam) + state.log_w
         tau = trust.tempered(f, self.nats, self.solver)
         alive, old = weights.alive(f), group[THETA]
@@ -201,7 +203,8 @@ class TriTSMC(ResamplingSMC):
             group[f"rounds.{name}"] = group[f"rounds.{name}"].clone()
             group[f"rounds.{name}"][:, now] = value
         if self.reuse:
-            group = pooled(group, {"x": state.x, "rewards": rewards, "theta": old[:, None], **twist.held(state)})
+            parts = {name: problem.fold(part) for name, part in scored.parts.items()}
+            group = pooled(group, state.x, rewards, parts, old, twist.held(state))
         return state.but(group=group | {THETA: new, "round": group["round"] + 1})
 
     def fitted(self, twist: Twist, statistics: dict[str, Tensor], w: Tensor, old: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,32 +227,7 @@ class TriTSMC(ResamplingSMC):
 
     def end(self, problem: Problem, state: State) -> State:
         state = super().end(problem, state)
-        return state if not self.reuse else self.balanced(problem, state)
-
-    def balanced(self, problem: Problem, state: State) -> State:
-        """All paths of all rounds, weighed by exp(λ r) p / Σ_j (N_j / N) q_j."""
-        twist = self.family(problem)
-        pool = pooled(state.group, {"x": state.x, "rewards": state.rewards, "theta": state.group[THETA][:, None], **twist.held(state)})
-        x, rewards, thetas = (pool.pop(f"pool.{name}") for name in ("x", "rewards", "theta"))
-        statistics = {name[len("pool.") :]: value for name, value in pool.items() if name.startswith("pool.")}
-        n = rewards.shape[1]
-        each = [*[(n - problem.K) // max(1, self.rounds)] * self.rounds, problem.K]
-        log_q = torch.stack([twist.log_ratio(statistics, theta) + math.log(k / n) for theta, k in zip(thetas.unbind(1), each, strict=True)])
-        log_w = weights.tilt(rewards, problem.lam) - log_q.logsumexp(0)
-        samples = problem.evaluate.decode(problem.rows(x), problem.group_rows(n))
-        group = {name: value for name, value in state.group.items() if not name.startswith("pool.")}
-        roots = torch.arange(n).repeat(problem.G, 1)
-        return state.but(
-            x=x,
-            rewards=rewards,
-            log_w=log_w,
-            samples=samples,
-            roots=roots,
-            group=group,
-            extra={},
-            cost=problem.evaluate.cost.record(),
-            parts={},
-        )
+        return state if not self.reuse else balanced(problem, state, self.family(problem), self.rounds)
 
     def learn(self, model: Model | str, reward: Callable | str, **run: Any) -> Twist:
         """A twist that all groups of a run share, fitted apart from any run: to be saved, given to `tri-tsmc` or, as `guide=`, to another method.
@@ -257,55 +235,14 @@ class TriTSMC(ResamplingSMC):
         All `particles` train in every round. Keywords are those of `viot.prepare` (particles, groups, steps, lam, seed, …).
         """
         from ..sample import prepare
+        from .amortised import Amortised
 
         if not self.rounds:
             raise ValueError("learn needs rounds ≥ 1")
-        ready = prepare(model, reward, replace(_Amortised(**{**self.given(), "reuse": False})), **run)
+        ready = prepare(model, reward, Amortised(**{**self.given(), "reuse": False}), **run)
         *_, last = ready.states()
         return self.family(ready.problem).fitted(last.group[THETA][:1], last)
 
     def given(self) -> dict[str, Any]:
         """The settings as they were given, objects and all."""
-        from dataclasses import fields
-
         return {f.name: getattr(self, f.name) for f in fields(self) if f.init}
-
-
-@dataclass(frozen=True)
-class _Amortised(TriTSMC):
-    """The training rounds alone, with one θ for all groups."""
-
-    @property
-    def shared(self) -> bool:
-        return True
-
-    @property
-    def least(self) -> int:
-        return 2
-
-    def shares(self, k: int) -> tuple[int, int]:
-        return k, 0
-
-    def cost(self, steps: int) -> int:
-        # Every round has the whole budget.
-        return steps
-
-    def run(self, problem: Problem, state: State | None = None) -> Iterator[State]:
-        for reached in super().run(problem, state):
-            if int(reached.group["round"][0]) == self.rounds - 1 and reached.step == problem.T:
-                yield self.learned(self.inner(problem, self.rounds - 1), reached).but(done=True)
-                return
-            yield reached
-
-    def fitted(self, twist: Twist, statistics: dict[str, Tensor], w: Tensor, old: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
-        # The groups' particles as those of one, each group with the same say.
-        together = {name: value.flatten(0, 1)[None] for name, value in statistics.items()}
-        w = torch.where(alive[:, None], w, 0.0)
-        w = (w / w.sum().clamp_min(1e-300)).flatten()[None]
-        new, share = super().fitted(twist, together, w, old[:1], alive.any()[None])
-        return new.expand_as(old).clone(), share.expand(len(old))
-
-
-def pooled(group: dict[str, Tensor], found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A population's own values with what a round found (G, N, …) appended to that of earlier ones."""
-    return {**group, **{f"pool.{k}": torch.cat([group[f"pool.{k}"], v], 1) if f"pool.{k}" in group else v for k, v in found.items()}}
