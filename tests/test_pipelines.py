@@ -37,6 +37,9 @@ HEEDLESS = ("AnimateDiffPipeline", "CogVideoXPipeline", "CogVideoXImageToVideoPi
 pytestmark = pytest.mark.filterwarnings("ignore:.*CPU autocast")
 
 
+LEARNED = ("urge", "tri-tsmc")
+
+
 @functools.cache
 def family(name):
     build, call, _ = FAMILIES[name]
@@ -378,6 +381,51 @@ def test_gradients_candidates_and_trees_on_pipelines(name, method):
 
 
 # -- prompts and groups ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux", "wan", "ddpm"])
+def test_the_start_declares_its_spread(name):
+    """Noise in whatever order, times a constant: that of a thousand of its numbers; so a twist may move it."""
+    _, model, _ = family(name)
+    first = model.grid(STEPS).times[0]
+    many = torch.cat([model.prior(1, generator(s), t=first) if hasattr(model, "pipe") else model.prior(1, generator(s)) for s in range(64)])
+    assert many.numel() > 500
+    assert float(many.std()) == pytest.approx(model.prior_std, rel=5 * (2 * many.numel()) ** -0.5)
+
+
+def test_a_picture_is_no_spread():
+    """It has one all the same, if it is as good as gone; and another scheduler has another."""
+    _, model, _ = family("img2img")
+    assert model.prior_std is None
+    pipe = tiny.sd()
+    model = viot.from_pipeline(pipe, prompt="a cat")
+    assert model.prior_std == pytest.approx(1.0)
+    pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    first = model.grid(STEPS).times[0]
+    start = torch.cat([model.prior(1, generator(s), t=first) for s in range(8)])
+    assert float(start.std()) == pytest.approx(model.prior_std, rel=0.1)
+
+
+@pytest.mark.parametrize("flow", [False, True])
+@pytest.mark.parametrize("name", ["sd", "sd3", "flux"])
+@pytest.mark.parametrize("method", LEARNED)
+def test_guidance_and_learned_twists_on_pipelines(name, method, flow):
+    pipe, _, call = family(name)
+    model = viot.from_pipeline(pipe, **call)
+    if flow and name == "sd":
+        pytest.skip("no rectified flow")
+    if flow:
+        model.kernel = FlowSDE()
+    made = make(method, eta=0.7, **({"guide": lambda x, t, p: 0.1 * p.x0} if method == "urge" else {"rounds": 1, "twist": "slope"}))
+    with quiet():
+        found = viot.sample(model, "brightness", made, particles=6, steps=STEPS, lam=20.0, progress=False)
+        again = viot.sample(model, "brightness", made, particles=6, steps=STEPS, lam=20.0, batch_size=2, progress=False)
+    assert found.log_z.isfinite().all()
+    assert found.nfe <= 6 * STEPS * found.shape[0]
+    assert torch.allclose(found.samples, again.samples, atol=1e-3)
+    if method == "tri-tsmc":
+        assert (found.training["moved"] > 0).all()
+        assert (found.training["moved"] <= 1 + 1e-6).all()
 
 
 # Those whose encodings have the length of the prompt are called prompt by prompt, or take lists of them.

@@ -37,7 +37,7 @@ class _Other(Toward):
 @methods.add(
     "fkc",
     "a power of the model's law, a law between or beyond two models, or the product of two, by weights along the path",
-    cost="K·T network calls, twice that with another model; K·T rewards",
+    cost="K·T network calls, by half as many particles with another model; K·T rewards",
 )
 @dataclass(frozen=True)
 class FKC(ResamplingSMC):
