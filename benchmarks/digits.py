@@ -46,6 +46,7 @@ METHODS = {
     "das, every step": DAS(schedule="every"),
     "urge": URGE(schedule=FIFTHS),
     "urge, every step": URGE(),
+    "urge, path=value": URGE(schedule=FIFTHS, path="value"),
     "urge, guidance=.5": URGE(schedule=FIFTHS, guidance=0.5),
     "urge, guidance=1": URGE(schedule=FIFTHS, guidance=1.0),
     "tri-tsmc": TriTSMC(schedule=FIFTHS),

@@ -131,11 +131,12 @@ def setting(seed=0):
 
 
 def method_of(name, model, reward):
-    """An object for "urge, guidance = 1, path = scaled"."""
+    """An object for "urge, guidance = 1, path = scaled"; the path is the value itself where nothing is said."""
     kind, *settings = [part.strip() for part in name.split(",")]
     pairs = dict(s.split(" = ") for s in settings if s != "paper")
     values = {k: None if v == "None" else float(v) if v[0].isdigit() else v for k, v in pairs.items()}
     values |= PAPER if "paper" in settings else {}
+    values |= {"path": pairs.get("path", "value")} if kind in ("urge", "gradient-fk") else {}
     twist = Twist(model.data_law(), reward)
     known = {"value": twist.value, "guide": twist}
     values |= {k: known[k] for k, v in values.items() if v == "twist"}

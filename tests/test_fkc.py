@@ -259,7 +259,7 @@ def test_plain_is_feynman_kac_steering(model, more):
     reward = Differentiable() if isinstance(model, Line) else lambda texts: [float(t.count("b")) for t in texts]
     one, other = (
         short(kind, model=model, reward=reward, groups=2, lam=2.0)
-        for kind in (FKC(**more), URGE(schedule="every") if not more else URGE(**more))
+        for kind in (FKC(**more), URGE(path="value", **more))
     )
     assert differing(one, other) == []
     assert one.exact

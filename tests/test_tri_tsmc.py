@@ -389,10 +389,10 @@ def test_t7_without_rounds_nothing_but_the_population():
         {"schedule": "every"},
         {"schedule": TriTSMC().schedule, "resampling": "multinomial"},
     ):
-        found, other = run(TriTSMC(rounds=0, **more), groups=20, lam=3.0), run(URGE(**more), groups=20, lam=3.0)
+        found, other = run(TriTSMC(rounds=0, **more), groups=20, lam=3.0), run(URGE(path="value", **more), groups=20, lam=3.0)
         assert differing(found, other) == []
         assert found.trace["deaths"].sum() > 0
-    assert differing(tokens(TriTSMC(rounds=0, schedule="every"), groups=20, lam=3.0), tokens(URGE(), groups=20, lam=3.0)) == []
+    assert differing(tokens(TriTSMC(rounds=0, schedule="every"), groups=20, lam=3.0), tokens(URGE(path="value"), groups=20, lam=3.0)) == []
 
 
 def test_t7_a_twist_of_zeros_is_no_twist():

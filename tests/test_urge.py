@@ -242,8 +242,8 @@ def steep(problem, state):
 def test_u3_the_initial_weight_is_needed():
     """At η = .5 the finished sample remembers where it started; with η = 1 this model forgets it, and only Ẑ would be wrong."""
     for more in ({}, {"guide": bad}, {"guide": bad, "ess_threshold": None}):
-        assert is_exact(run(URGE(value=steep, eta=0.5, **more), groups=800), law(eta=0.5))
-        assert z_scores(run(NoInitialWeight(value=steep, eta=0.5, **more), groups=800), law(eta=0.5))[1:].abs().max() > 6.0
+        assert is_exact(run(URGE(path="value", value=steep, eta=0.5, **more), groups=800), law(eta=0.5))
+        assert z_scores(run(NoInitialWeight(path="value", value=steep, eta=0.5, **more), groups=800), law(eta=0.5))[1:].abs().max() > 6.0
     # A scaled path is 0 there and needs none.
     right, same = (run(kind(value=steep, eta=0.5, path="scaled"), groups=20) for kind in (URGE, NoInitialWeight))
     assert torch.equal(right.log_weights, same.log_weights)
@@ -307,7 +307,7 @@ def test_u5_the_optimal_drift_has_constant_weights(steps, eta):
     def log_weights(kind=URGE, **changes):
         guide = Optimal(slopes, **changes)
         shared = {"model": model, "reward": lambda x: x @ c, "steps": steps, "lam": lam, "groups": 3}
-        return run(kind(guide=guide, value=value, eta=eta), **shared)
+        return run(kind(path="value", guide=guide, value=value, eta=eta), **shared)
 
     population, known = log_weights(), model.chain_law(steps, eta)
     exact = float(lam * c @ known.mean + lam**2 * c @ known.cov @ c / 2)
@@ -550,7 +550,7 @@ def same(a, b):
 
 def test_without_a_drift_it_is_fk_steering_with_differences():
     shared = {"schedule": "every", "resampling": "systematic"}
-    urge = run(URGE(ess_threshold=0.9), groups=50)
+    urge = run(URGE(path="value", ess_threshold=0.9), groups=50)
     assert urge.trace["deaths"].sum() > 0
     fkd = run(FKDBefore(ess_threshold=0.9, **shared), groups=50)
     assert same(urge, fkd)
