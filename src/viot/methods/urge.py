@@ -37,8 +37,8 @@ class URGE(Guided):
     schedule    the steps at which r(x_t, t) is evaluated and selection considered, "every" as in the paper; in between r is held constant
                 while the density ratio joins at every step. `ess_threshold` = None selects at each of them
 
-    "scaled" is the default because it kept more lineages and agreed better on the evidence wherever it was measured; the paper leaves the path
-    open. The initial weight λ r(x_T, T) is part of the first scoring step. Selection by systematic resampling below an ESS of K/2; the paper's
+    "scaled" is the default because, unguided, it kept two and a half times the lineages on both tasks where it was measured (with the gradient
+    there is little between them); the paper leaves the path open. The initial weight λ r(x_T, T) is part of the first scoring step. Selection by systematic resampling below an ESS of K/2; the paper's
     algorithm draws categorically at every step (`ess_threshold=None, resampling="multinomial"`).
     """
 
