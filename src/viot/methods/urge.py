@@ -38,8 +38,8 @@ class URGE(Guided):
                 while the density ratio joins at every step. `ess_threshold` = None selects at each of them
 
     "scaled" is the default because, unguided, it kept two and a half times the lineages on both tasks where it was measured (with the gradient
-    there is little between them); the paper leaves the path open. The initial weight λ r(x_T, T) is part of the first scoring step. Selection by systematic resampling below an ESS of K/2; the paper's
-    algorithm draws categorically at every step (`ess_threshold=None, resampling="multinomial"`).
+    there is little between them); the paper leaves the path open. The initial weight λ r(x_T, T) is part of the first scoring step. Selection
+    is systematic, below an ESS of K/2; the paper draws categorically at every step (`ess_threshold=None, resampling="multinomial"`).
     """
 
     name: ClassVar[str] = "urge"
