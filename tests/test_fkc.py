@@ -257,10 +257,7 @@ def test_the_weights_are_the_formulas():
 )
 def test_plain_is_feynman_kac_steering(model, more):
     reward = Differentiable() if isinstance(model, Line) else lambda texts: [float(t.count("b")) for t in texts]
-    one, other = (
-        short(kind, model=model, reward=reward, groups=2, lam=2.0)
-        for kind in (FKC(**more), URGE(path="value", **more))
-    )
+    one, other = (short(kind, model=model, reward=reward, groups=2, lam=2.0) for kind in (FKC(**more), URGE(path="value", **more)))
     assert differing(one, other) == []
     assert one.exact
     assert one.log_z.isfinite().all()

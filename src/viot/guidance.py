@@ -202,6 +202,9 @@ class _Differences:
 
     def __call__(self, x: Tensor, t: Tensor, prediction: Prediction, group: Tensor) -> Tensor:
         there = self.other.predict(x, t, group.to(x.device))
+        if there.x0.shape != x.shape:
+            found = tuple(there.x0.shape)
+            raise ValueError(f"{type(self.other).__name__}.predict returned x0 of shape {found} for x of shape {tuple(x.shape)}")
         x0 = there.x0.to(x.dtype) - prediction.x0
         eps = torch.zeros_like(x0)
         if prediction.eps is not None and there.eps is not None:
@@ -211,10 +214,10 @@ class _Differences:
 
 def as_guidance(guide: Any) -> Guidance | None:
     """A Guidance, a learned twist from a file, or a function of the user's as one."""
-    if isinstance(guide, (str, Path)):
+    if isinstance(guide, (str, Path, dict)):
         from .twists import as_twist
 
-        guide = as_twist(str(guide))
+        guide = as_twist(guide)
     if guide is None or isinstance(guide, Guidance):
         if guide is not None and getattr(guide, "theta", ...) is None:
             raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import platform
 import sys
@@ -51,13 +52,26 @@ def fingerprint(thing: Any) -> str | None:
     """
     if callable(own := getattr(thing, "fingerprint", None)):
         return str(own())
+    if isinstance(thing, torch.nn.Module):
+        # Some values of every parameter: a large network has no time for all.
+        some = [(k, tuple(v.shape), v.flatten()[:: max(1, v.numel() // 8)][:8].tolist()) for k, v in thing.state_dict().items()]
+        return hashlib.blake2b(repr(some).encode(), digest_size=6).hexdigest()
+    if isinstance(thing, functools.partial):
+        held = [thing.func, *thing.args, *thing.keywords.values()]
+        return hashlib.blake2b(repr([_told(v) for v in held]).encode(), digest_size=6).hexdigest()
     code = getattr(thing, "__code__", None)
     if code is None:
         return None
     captured = [cell.cell_contents for cell in getattr(thing, "__closure__", None) or ()]
     held = (*code.co_consts, *captured, *(getattr(thing, "__defaults__", None) or ()))
-    told = [v if isinstance(v, (bool, int, float, str)) else digest(v) if isinstance(v, torch.Tensor) else fingerprint(v) for v in held]
-    return hashlib.blake2b(repr((code.co_code, code.co_names, told)).encode(), digest_size=6).hexdigest()
+    return hashlib.blake2b(repr((code.co_code, code.co_names, [_told(v) for v in held])).encode(), digest_size=6).hexdigest()
+
+
+def _told(value: Any) -> Any:
+    """What a fingerprint holds of a captured value."""
+    if isinstance(value, (bool, int, float, str)):
+        return value
+    return digest(value) if isinstance(value, torch.Tensor) else fingerprint(value)
 
 
 def digest(values: torch.Tensor) -> str:

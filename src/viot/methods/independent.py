@@ -42,7 +42,9 @@ class _Independent(SMC):
 @methods.add("base", "the model as it is, unsteered: the yardstick", cost="K·T network calls, K rewards")
 @dataclass(frozen=True)
 class Base(_Independent):
-    """The unsteered model: uniform weights. `log_z` is still the estimate of log E[exp(λ r)] over its draws."""
+    """The unsteered model: uniform weights. `log_z` is still the estimate of log E[exp(λ r)] over its draws. With `guide` it is the guided
+    chain as it is, pure guidance, whose draws nothing corrects.
+    """
 
     name: ClassVar[str] = "base"
 

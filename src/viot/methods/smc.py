@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -75,7 +76,10 @@ class SMC(Method):
 
     def __post_init__(self) -> None:
         as_value(self.value)
-        as_guidance(self.guide)
+        guide = as_guidance(self.guide)
+        if isinstance(self.guide, (str, Path, dict)):
+            # A file is read once: what it holds later is another twist.
+            object.__setattr__(self, "guide", guide)
         scoring_steps(self.schedule, 1000)
 
     @property
@@ -192,12 +196,15 @@ class SMC(Method):
     def drift(self, problem: Problem, state: State) -> Tensor | Bias | None:
         """What is added to the score of the proposal, (G, K, *event_shape), before every step with noise: the guidance, if there is one."""
         guide = self.guided_by(problem)
-        return guide.drift(problem, state, self.etas(state)) if guide else None
+        drift = guide.drift(problem, state, self.etas(state)) if guide else None
+        # Where there is no number there is no drift: the weights then have nothing to make up for.
+        return torch.where(drift.isfinite(), drift, 0.0) if isinstance(drift, Tensor) else drift  # type: ignore[union-attr]
 
     def spread(self, problem: Problem, state: State) -> Tensor | None:
         """What multiplies the standard deviation of the proposal, (G, K, *event_shape)."""
         guide = self.guided_by(problem)
-        return guide.spread(problem, state) if guide else None
+        spread = guide.spread(problem, state) if guide else None
+        return None if spread is None else torch.where(spread.isfinite(), spread, 1.0)
 
     def propose(self, problem: Problem, state: State) -> State:
         """Move every particle by the kernel; log p − log q of the draw joins the weights at every step."""

@@ -161,7 +161,8 @@ def obstacle(config: dict[str, Any]) -> str | None:
     settings = config.get("method") or {}
     pushes = [settings.get(name) for name in ("guide", "twist")]
     # A name or a file can be looked up again, and so can a family of twists without parameters.
-    if any((isinstance(p, dict) and ("theta" in p or "tensor " in str(p))) or (isinstance(p, str) and " " in p) for p in pushes):
+    lost = [isinstance(p, dict) and "file" not in p and ("theta" in p or "tensor " in str(p) or p.get("name") == "Own") for p in pushes]
+    if any(lost) or isinstance(pushes[0], str):
         own.append("its guidance")
     if not own:
         return None

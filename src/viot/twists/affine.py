@@ -14,11 +14,12 @@ from torch import Tensor
 
 from ..particles import State
 from ..problem import Problem
+from ..reward import takes
 from .basis import Basis, basis_of
 from .twist import Twist, standardised, start_noise, step_std, twists
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _PerStep(Twist):
     """Regression of e on nothing or on x_t, step by step; the draw of x_T is one more, the last."""
 
@@ -140,7 +141,7 @@ class _PerStep(Twist):
 
 
 @twists.add("shift", "a free shift of every step: for far more particles than T·features")
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Shift(_PerStep):
     """b_k for every step: the weighted average of its noise. The optimum for linear rewards on linear-Gaussian chains.
 
@@ -155,7 +156,7 @@ class Shift(_PerStep):
 
 
 @twists.add("affine", "shift, slope and variance of every step: exact for quadratic rewards on linear-Gaussian chains, in few dimensions")
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Affine(_PerStep):
     """b_k + C_k x_t and a variance for each entry, for states of at most 64 numbers."""
 
@@ -164,6 +165,10 @@ class Affine(_PerStep):
 
     def check(self, problem: Problem) -> None:
         super().check(problem)
+        if not takes(problem.kernel.step, "spread"):
+            raise TypeError(
+                f"an affine twist changes the variance of a step: {type(problem.kernel).__name__}.step lacks a parameter spread; use shift"
+            )
         if (size := self.basis(problem).m) > 64:
             raise ValueError(f"an affine twist has {size * (size + 2)} parameters at every step for states of {size} numbers; use slope")
 

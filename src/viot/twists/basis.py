@@ -54,7 +54,7 @@ def basis_of(features: int | Tensor | None, event_shape: tuple[int, ...]) -> Bas
     """
     size = math.prod(event_shape)
     if features is not None and not isinstance(features, int):
-        rows = features.double().reshape(len(features), -1)
+        rows = features.detach().cpu().double().reshape(len(features), -1)
         if rows.shape[1] != size or len(rows) > size:
             raise ValueError(f"features for states {tuple(event_shape)} are (m ≤ {size}, {size}), not {tuple(features.shape)}")
         q, r = torch.linalg.qr(rows.T)

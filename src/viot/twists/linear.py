@@ -29,7 +29,7 @@ def gain(coeffs: Coeffs, data_std: float) -> float:
     return a * v / (a * a * v + s * s)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Linear(Twist):
     """What the linear families share.
 
@@ -98,7 +98,7 @@ class Linear(Twist):
 
 
 @twists.add("slope", "linear in the clean guess, whose slope is that of Gaussian data: no derivative and no network call of its own")
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Slope(Linear):
     """J ≈ α v / (α² v + σ²), the slope of E[x0 | x] for Gaussian data of standard deviation `data_std` = √v: a number for each level.
 
@@ -151,7 +151,7 @@ class Slope(Linear):
 
 
 @twists.add("vjp", "linear in the clean guess, with its exact derivative: a backward pass for each of ≤ 4 features")
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class VJP(Linear):
     """J by vector–Jacobian products through the network, at x_t: m backward passes beside every prediction. At most four features."""
 
@@ -191,7 +191,7 @@ class VJP(Linear):
         return self.add(problem, before, score, torch.einsum("gnid,gnjd->gnij", s, s))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Products:
     """∂⟨F_i, x̂0⟩/∂x_t for each feature, (rows, m, *event_shape)."""
 
@@ -210,7 +210,7 @@ class _Products:
 
 
 @twists.add("direction", "linear in the clean guess, along where weighted samples lie: for pictures and latents, with few particles")
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Direction(Slope):
     """A slope twist of the whole state that learns one direction in every round: from the mean of the clean samples to their weighted mean.
 

@@ -17,7 +17,7 @@ from .twist import Twist, standardised, twists
 
 
 @twists.add("neural", "a small network of the clean guess: for rewards whose direction depends on where a sample is heading")
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Neural(Twist):
     """e ~ N(s_k u(F x̂0, α_s, σ_s), 1) with u a network of one hidden layer and s_k the slope of `viot.twists.Slope` times the step's std.
 

@@ -19,7 +19,7 @@ from ..problem import Problem
 from .twist import Twist, twists
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Biases:
     """What a twist adds to the logits of positions being revealed, and what it saw there.
 
@@ -35,7 +35,7 @@ class Biases:
         return bias
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Revealed(Twist):
     """The statistics of one revealed token per position: log p of m candidates, and what the token drawn was among them."""
 
@@ -110,7 +110,7 @@ class _Revealed(Twist):
 
 
 @twists.add("tokens", "a bias for each token, shared by positions and steps")
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TokenBias(_Revealed):
     """a(v) = b_v for the `most` tokens that the model expects most of at the start; the others are left alone.
 
@@ -127,6 +127,8 @@ class TokenBias(_Revealed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.ids is not None:
+            object.__setattr__(self, "ids", self.ids.detach().cpu())
         if self.most < 1:
             raise ValueError(f"most must be ≥ 1, not {self.most}")
         if self.ids is not None and (self.ids.ndim != 2 or self.ids.shape[1] != self.most):
@@ -158,7 +160,7 @@ class TokenBias(_Revealed):
         return state.with_group(**{"twist.ids": ids})
 
     def fitted(self, theta: Tensor, state: State | None = None) -> TokenBias:
-        return replace(self, theta=theta, ids=self.ids if state is None else state.group["twist.ids"][: len(theta)])
+        return replace(self, theta=theta, file=None, ids=self.ids if state is None else state.group["twist.ids"][: len(theta)])
 
     def _ids(self, problem: Problem, state: State) -> Tensor:
         if "twist.ids" in state.group:
@@ -221,7 +223,7 @@ class TokenBias(_Revealed):
 
 
 @twists.add("feature", "one number: how far to tilt toward a feature of the token, by default the reward of the sequence filled in with it")
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Feature(_Revealed):
     """a(v) = η φ(x, ℓ, v), with φ either a number for each token or, if `phi` is None, λ times what the reward of the likeliest fill gains by having v at
     ℓ, for the `top` likeliest tokens (so many reward rows for each position, once; the others gain 0). η = 1 trusts the fills.
@@ -235,6 +237,8 @@ class Feature(_Revealed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.phi is not None:
+            object.__setattr__(self, "phi", self.phi.detach().cpu())
         if self.top < 2:
             raise ValueError(f"top must be ≥ 2 tokens to choose among, not {self.top}")
         if self.phi is not None and (self.phi.ndim != 1 or not bool(self.phi.isfinite().all())):

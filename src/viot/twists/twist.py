@@ -8,6 +8,7 @@ of a path to be fitted: sufficient statistics, never the path.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from dataclasses import dataclass, field, fields, replace
@@ -32,28 +33,36 @@ twists = Registry("twist")
 THETA, STATISTICS = "twist", "twist."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Twist(Guidance):
     """A family of twists, and one of them if it has its parameters.
 
     ridge   how strongly θ is held where it was: the prior precision, in units of what one effective particle says of one parameter
-    theta   (1, P) or (G, P), fitted (`viot.twists.learn`, or by hand); None = a family to be fitted by `tri-tsmc`
+    file    where it was loaded from
+    theta   (1, P) or (G, P), fitted (`TriTSMC(…).learn`, or by hand); None = a family to be fitted by `tri-tsmc`
     """
 
     name: ClassVar[str] = "twist"
     tokens: ClassVar[bool] = False
 
     ridge: float = 0.5
-    theta: Tensor | None = field(default=None, repr=False, compare=False)
+    theta: Tensor | None = field(default=None, repr=False)
+    file: str | None = field(default=None, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if not 0 <= self.ridge < float("inf"):
             raise ValueError(f"ridge must be ≥ 0 and finite, not {self.ridge}")
         if self.theta is not None:
-            given = torch.as_tensor(self.theta, dtype=torch.float64)
+            given = torch.as_tensor(self.theta, dtype=torch.float64).detach().cpu()
             if given.ndim != 2 or not bool(given.isfinite().all()):
                 raise ValueError(f"theta is a finite tensor (1, P), or (G, P) for G groups, not of shape {tuple(given.shape)}")
             object.__setattr__(self, "theta", given)
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.fingerprint() == other.fingerprint()  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint())
 
     # -- what a family says -------------------------------------------------------------------------------------------------------
 
@@ -114,8 +123,9 @@ class Twist(Guidance):
 
     @staticmethod
     def keep(state: State, statistics: dict[str, Tensor]) -> State:
-        """The state with these statistics."""
-        return state.with_extra(**{STATISTICS + name: value for name, value in statistics.items()})
+        """The state with these statistics. What is not a number, of a sample that the network broke, says nothing (and has no weight)."""
+        fine = {name: value if name == "log_p" else value.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) for name, value in statistics.items()}
+        return state.with_extra(**{STATISTICS + name: value for name, value in fine.items()})
 
     def shrinkage(self, w: Tensor, parameters: int) -> Tensor:
         """(G,) the ridge relative to the information of all particles: ridge · parameters / effective particles."""
@@ -139,25 +149,26 @@ class Twist(Guidance):
 
     def settings(self) -> dict[str, Any]:
         """The family's settings without its parameters; tensors among them are kept as such."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name != "theta"}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in ("theta", "file")}
 
     def record(self) -> dict[str, Any]:
         """What the record of a run says of it."""
         from ..record import plain
 
-        return {"name": self.name, **plain(self.settings()), **({} if self.theta is None else {"theta": self.fingerprint()})}
+        own = {} if self.theta is None else {"theta": self.fingerprint()}
+        return {"name": self.name, **plain(self.settings()), **own, **({} if self.file is None else {"file": self.file})}
 
     def fingerprint(self) -> str:
-        from ..record import digest
+        """What tells it apart: family, settings and parameters."""
+        from ..record import digest, plain
 
-        own: list[Any] = [self.theta, *self.settings().values()]
-        held = [v.flatten().double() for v in own if isinstance(v, Tensor)]
-        return digest(torch.cat(held) if held else torch.zeros(0))
+        told = (self.name, plain(self.settings()), None if self.theta is None else (tuple(self.theta.shape), digest(self.theta)))
+        return hashlib.blake2b(repr(told).encode(), digest_size=6).hexdigest()
 
     def save(self, path: str | Path) -> None:
         """One safetensors file with the parameters and what family they are of."""
         if self.theta is None:
-            raise ValueError(f"this {self.name} twist has no parameters to save; fit it with viot.twists.learn, or run tri-tsmc")
+            raise ValueError(f"this {self.name} twist has no parameters to save; fit it with TriTSMC(twist=…).learn(model, reward, …)")
         own = self.settings()
         tensors = {name: value for name, value in own.items() if isinstance(value, Tensor)} | {"theta": self.theta}
         plain = {name: value for name, value in own.items() if name not in tensors}
@@ -169,14 +180,14 @@ class Twist(Guidance):
         with safe_open(str(path), "pt") as file:
             metadata = file.metadata() or {}
             if "twist" not in metadata:
-                raise ValueError(f"{path} holds no twist; viot.twists.learn(…).save(path) writes one")
+                raise ValueError(f"{path} holds no twist; TriTSMC(twist=…).learn(model, reward, …).save(path) writes one")
             found = json.loads(metadata["twist"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        return twists[found.pop("name")].make(**found, **tensors)
+        return twists[found.pop("name")].make(**found, **tensors, file=str(path))
 
     def fitted(self, theta: Tensor, state: State | None = None) -> Self:
         """The same family with these parameters, and what else of the population that learned them they belong to."""
-        return replace(self, theta=theta)
+        return replace(self, theta=theta, file=None)
 
 
 def as_twist(twist: Any, model: Model | None = None) -> Twist:
@@ -197,6 +208,11 @@ def as_twist(twist: Any, model: Model | None = None) -> Twist:
         return twists[twist].make()
     if isinstance(twist, dict) and "name" in twist:
         own = dict(twist)
+        if own.get("file") is not None:
+            found = Twist.load(own["file"])
+            if found.fingerprint() != own["theta"]:
+                raise ValueError(f"{own['file']} holds another twist now than when this record was made")
+            return found
         return twists[own.pop("name")].make(**own)
     raise TypeError(f"a twist is a name ({', '.join(twists)}), a file of viot.twists, or a Twist, not {twist!r}")
 
