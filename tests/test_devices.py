@@ -12,8 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 import viot
-from viot.methods import FKD, FVD, VASR
+from viot.guidance import Toward
+from viot.methods import FKD, FVD, SVDD, URGE, VASR, TriTSMC
 from viot.rewards import Min, Noisy, Quadratic, Sum
+from viot.twists import VJP, Affine, Feature, Neural, Slope
 
 AWAY = torch.device("meta")
 # These move data, or may be told where by indices from the CPU.
@@ -190,3 +192,52 @@ def test_pipelines(name):
         model = viot.from_pipeline(pipe, **call)
     assert model.device.type == AWAY.type
     assert run(model, batch_size=2, particles=3, steps=3).samples.device.type == "cpu"
+
+
+# -- guidance and learned twists ---------------------------------------------------------------------------------------------------------
+
+
+class Still(Model):
+    """It says how its noise is drawn, so that a twist may move it."""
+
+    prior_std = 1.0
+
+
+class Tiny(Still):
+    event_shape = (1, 2, 2)
+
+    def prior(self, n, generator, group):
+        return torch.randn(n, 1, 2, 2, generator=generator)
+
+
+FEATURES = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
+TWISTS = {"slope": "slope", "direction": "direction", "shift": "shift", "neural": "neural", "rows": Slope(features=FEATURES)}
+TWISTS["vjp"] = VJP(features=FEATURES)
+
+
+@pytest.mark.parametrize("reuse", [False, True])
+@pytest.mark.parametrize("name", [*TWISTS, "affine"])
+def test_twists_are_learned_elsewhere(name, reuse):
+    run(Tiny() if name == "affine" else Still(), method=TriTSMC(twist=TWISTS.get(name, name), reuse=reuse, rounds=2))
+
+
+def given(width):
+    return torch.full((1, width), 0.1)
+
+
+@pytest.mark.parametrize("kind", [URGE, VASR, FVD, SVDD, FKD])
+def test_guides_elsewhere(kind):
+    more = {"eta_base": 0.3} if kind is FVD else {}
+    learned = [Slope(theta=given(16)), VJP(features=FEATURES, theta=given(2)), Neural(theta=given(18 * 16 + 16 + 16 * 16 + 16))]
+    for guide in (lambda x, t, p: 0.1 * x, Toward(Still()), *learned):
+        run(Still(), method=kind(guide=guide, **more), particles=16)
+    if kind is not SVDD:
+        run(Tiny(), method=kind(guide=Affine(theta=given(9 * 4 * 6)), **more))
+
+
+@pytest.mark.parametrize("twist", ["tokens", "feature", Feature(phi=torch.tensor([1.0, 0.0, 0.0, -1.0]))], ids=str)
+@pytest.mark.parametrize("reuse", [False, True])
+def test_twists_of_tokens_elsewhere(twist, reuse):
+    model = Tokens("random")
+    model.kernel = viot.Categorical(4, "random")
+    run(model, lambda texts: torch.tensor([float(t.count("a")) for t in texts]), TriTSMC(twist=twist, reuse=reuse, rounds=2))

@@ -149,8 +149,9 @@ class SMC(Method):
     def prepare(self, problem: Problem, state: State) -> State:
         """What the method keeps beside the particles, before the first step."""
         if guide := self.guided_by(problem):
-            # FVD's noise has two names, and one of them is enough.
-            if not any(getattr(self, name, 0.0) for name in ("eta", "eta_base", "eta_rebirth")) and state.x.is_floating_point():
+            # FVD's noise has two names, and one of them is enough; consistency models have noise whatever η.
+            noiseless = not any(getattr(self, name, 0.0) for name in ("eta", "eta_base", "eta_rebirth"))
+            if noiseless and state.x.is_floating_point() and not getattr(problem.kernel, "fresh", False):
                 raise ValueError(
                     f"a guidance moves the mean of noisy steps, and eta=0 has none: give {self.name} eta > 0 (1 is ancestral sampling)"
                 )
