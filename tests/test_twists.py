@@ -493,7 +493,8 @@ def test_save_and_load(name, tmp_path):
     for key, value in theirs.items():
         same = torch.equal(ours[key], value) and ours[key].dtype == value.dtype if isinstance(value, torch.Tensor) else ours[key] == value
         assert same, key
-    assert found.record() == twist.record()
+    assert found == twist
+    assert found.record() == twist.record() | {"file": str(tmp_path / "t.safetensors")}
     found.save(tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "t.safetensors").read_bytes()
     # The record tells parameters apart.
