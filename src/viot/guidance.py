@@ -81,7 +81,7 @@ class Own(Guidance):
     def check(self, problem: Problem) -> None:
         require_density(f"the guidance {name_of(self.function)}", problem)
         model = problem.evaluate.model
-        if self.needs_grad and (model.dtype.is_floating_point is False or not getattr(model, "differentiable", True)):
+        if self.needs_grad and (not model.dtype.is_floating_point or not getattr(model, "differentiable", True)):
             why = "its states are tokens" if not model.dtype.is_floating_point else "it declares differentiable = False"
             raise TypeError(
                 f"the guidance {name_of(self.function)} declares needs_grad, but no gradient reaches x_t in {type(model).__name__}: {why}. "
@@ -124,7 +124,7 @@ class _Slice:
             raise ValueError(f"the guidance {name} returned {found}; for x of shape {tuple(x.shape)} it must return {tuple(shape)}")
         # The chain runs in the state's precision, whatever the guidance's.
         answer = answer.detach().to(x.dtype if prediction.logits is None else prediction.logits.dtype)
-        if not bool((fine := answer.isfinite()).all()):
+        if not bool(answer.isfinite().all()):
             told, what = self.problem.evaluate.told, f"guidance {name}"
             if what not in told:
                 told.add(what)
@@ -133,7 +133,7 @@ class _Slice:
                     SteeringWarning,
                     stacklevel=2,
                 )
-            answer = torch.where(fine, answer, 0.0)
+        # The loop takes what is not finite for 0, whoever answers it.
         return answer
 
 

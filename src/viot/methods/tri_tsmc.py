@@ -16,7 +16,7 @@ from ..particles import State
 from ..problem import DeadPopulation, Problem
 from ..reward import name_of
 from ..twists import STATISTICS, THETA, Twist, as_twist
-from ..value import as_value, scored_by
+from ..value import as_value
 from .method import methods
 from .pool import balanced, pooled
 from .smc import EVERY_TENTH, ResamplingSMC, Schedule
@@ -113,9 +113,6 @@ class TriTSMC(ResamplingSMC):
 
     def scoring(self, steps: int) -> list[int]:
         return [] if self.reuse else super().scoring(steps)
-
-    def scored(self, steps: int) -> int:
-        return 1 + len(self.scoring(steps)) * scored_by(as_value(self.value))
 
     def progress(self, problem: Problem, state: State) -> int:
         """How many of T steps the work done so far amounts to."""

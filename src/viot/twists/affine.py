@@ -15,7 +15,7 @@ from torch import Tensor
 from ..particles import State
 from ..problem import Problem
 from ..reward import takes
-from .basis import Basis, basis_of
+from .basis import Basis, basis_of, whole
 from .twist import Twist, standardised, start_noise, step_std, twists
 
 
@@ -83,7 +83,7 @@ class _PerStep(Twist):
         return {"e": e, "live": e[..., 0].clone(), **({"z": e.clone()} if self.affine else {})}
 
     def _put(self, state: State, step: int, e: Tensor, z: Tensor | None) -> dict[str, Tensor]:
-        held = {name: value.clone() for name, value in self.held(state).items()}
+        held = self.copied(state)
         held["e"][:, :, step], held["live"][:, :, step] = e, 1.0
         if z is not None and self.affine:
             held["z"][:, :, step] = z
@@ -173,5 +173,4 @@ class Affine(_PerStep):
             raise ValueError(f"an affine twist has {size * (size + 2)} parameters at every step for states of {size} numbers; use slope")
 
     def basis(self, problem: Problem) -> Basis:
-        shape = tuple(problem.evaluate.model.event_shape)
-        return Basis(size := torch.Size(shape).numel(), cell=torch.arange(size))
+        return whole(tuple(problem.evaluate.model.event_shape))

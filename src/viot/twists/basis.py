@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -46,6 +47,12 @@ class Basis:
         return torch.bincount(self.cell, minlength=self.m).double().sqrt()
 
 
+def whole(event_shape: tuple[int, ...]) -> Basis:
+    """Every entry of the state by itself."""
+    return Basis(size := math.prod(event_shape), cell=torch.arange(size))
+
+
+@lru_cache(maxsize=16)
 def basis_of(features: int | Tensor | None, event_shape: tuple[int, ...]) -> Basis:
     """The basis for states of this shape.
 
@@ -62,7 +69,7 @@ def basis_of(features: int | Tensor | None, event_shape: tuple[int, ...]) -> Bas
             raise ValueError("the rows of features are linearly dependent")
         return Basis(len(rows), matrix=(q * r.diagonal().sign()).T.contiguous())
     if features is None and size <= SMALL:
-        return Basis(size, cell=torch.arange(size))
+        return whole(event_shape)
     side = SIDE if features is None else features
     if side < 1:
         raise ValueError(f"features is a number of cells along each side, ≥ 1, not {features}")

@@ -9,7 +9,6 @@ so that Σ Sᵀe and Σ SᵀS of a path are all that weighted maximum likelihood
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import Tensor
 from ..model import Coeffs, Prediction
 from ..particles import State
 from ..problem import Problem
-from .basis import Basis, basis_of
+from .basis import Basis, basis_of, whole
 from .twist import Twist, standardised, start_noise, twists
 
 
@@ -60,8 +59,7 @@ class Linear(Twist):
 
     def add(self, problem: Problem, state: State, score: Tensor, info: Tensor) -> dict[str, Tensor]:
         """The statistics with Sᵀe (G, N, m) and SᵀS of one more step."""
-        held, b = self.held(state), self.bucket(problem, state.step)
-        held = {name: value.clone() for name, value in held.items()}
+        held, b = self.copied(state), self.bucket(problem, state.step)
         held["score"][:, :, b] += score
         held["info"][:, :, b] += info
         return held
@@ -224,8 +222,7 @@ class Direction(Slope):
     buckets: int = 4
 
     def basis(self, problem: Problem) -> Basis:
-        size = math.prod(problem.evaluate.model.event_shape)
-        return Basis(size, cell=torch.arange(size))
+        return whole(tuple(problem.evaluate.model.event_shape))
 
     def blank(self, problem: Problem, n: int) -> dict[str, Tensor]:
         held = super().blank(problem, n)

@@ -81,7 +81,7 @@ class Neural(Twist):
     def note(self, problem: Problem, before: State, after: State, eta: float, drift: Any) -> dict[str, Tensor]:
         e, std = standardised(problem, before, after, eta)
         z, levels, slope = self._seen(problem, before)
-        held = {name: value.clone() for name, value in self.held(before).items()}
+        held = self.copied(before)
         found = {"e": self.basis(problem).project(e), "z": z, "levels": levels, "s": torch.tensor(std * slope, dtype=torch.float64)}
         for name, value in found.items():
             held[name][:, :, before.step] = value

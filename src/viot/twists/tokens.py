@@ -193,7 +193,7 @@ class TokenBias(_Revealed):
         return Biases(answer, [])
 
     def note(self, problem: Problem, before: State, after: State, eta: float, drift: Any) -> dict[str, Tensor]:
-        held, n = {name: value.clone() for name, value in self.held(before).items()}, before.x.shape[1]
+        held, n = self.copied(before), before.x.shape[1]
         ids = self._ids(problem, before)
         known = int((ids >= 0).any(0).sum())
         if held["log_p"].shape[-1] != known:
@@ -269,16 +269,17 @@ class Feature(_Revealed):
         logits, x = problem.rows(state.prediction.logits), problem.rows(state.x)
         if self.phi is not None and len(self.phi) != logits.shape[-1]:
             raise ValueError(f"phi has {len(self.phi)} numbers, and the model {logits.shape[-1]} tokens")
+        levels = None if self.phi is None else self.levels
         fill = problem.kernel.guess(x, state.prediction.map(problem.rows))[:, 0]
         groups = problem.group_rows(n)
 
         def answer(row: Tensor, position: Tensor) -> tuple[Tensor, ...]:
             log_p = logits[row.to(logits.device), position.to(logits.device)].cpu().double().log_softmax(-1)
-            if self.phi is not None:
+            if self.phi is not None and levels is not None:
                 value = self.phi.double().expand_as(log_p)
-                which = torch.searchsorted(self.levels, self.phi.double())
-                mass = log_p.new_zeros(len(log_p), len(self.levels)).index_add_(-1, which, log_p.exp())
-                return strength[row // n, None] * value, mass.log(), self.levels.expand_as(mass), value
+                which = torch.searchsorted(levels, self.phi.double())
+                mass = log_p.new_zeros(len(log_p), len(levels)).index_add_(-1, which, log_p.exp())
+                return strength[row // n, None] * value, mass.log(), levels.expand_as(mass), value
             top = log_p.topk(min(self.top, log_p.shape[-1]), dim=-1)
             tried = fill[row][:, None].repeat(1, top.indices.shape[1], 1)
             tried[torch.arange(len(row))[:, None], torch.arange(tried.shape[1]), position[:, None]] = top.indices.to(tried)
@@ -296,7 +297,7 @@ class Feature(_Revealed):
         return Biases(answer, [])
 
     def note(self, problem: Problem, before: State, after: State, eta: float, drift: Any) -> dict[str, Tensor]:
-        held, n = {name: value.clone() for name, value in self.held(before).items()}, before.x.shape[1]
+        held, n = self.copied(before), before.x.shape[1]
         for row, position, log_p, phi, value in drift.seen:
             at = (row // n, row % n, position)
             held["log_p"][at], held["phi"][at] = log_p, phi

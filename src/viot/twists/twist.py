@@ -121,6 +121,11 @@ class Twist(Guidance):
         """The statistics in a state."""
         return {name[len(STATISTICS) :]: value for name, value in state.extra.items() if name.startswith(STATISTICS)}
 
+    @classmethod
+    def copied(cls, state: State) -> dict[str, Tensor]:
+        """The same to write into: a state that was given away does not change."""
+        return {name: value.clone() for name, value in cls.held(state).items()}
+
     @staticmethod
     def keep(state: State, statistics: dict[str, Tensor]) -> State:
         """The state with these statistics. What is not a number, of a sample that the network broke, says nothing (and has no weight)."""
