@@ -4,6 +4,7 @@ Statistical tolerances are 5 standard errors at fixed seeds."""
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -363,14 +364,15 @@ def test_last_step_reveals_everything(order):
     assert (new[:, 1] == 2).all()
 
 
-@pytest.mark.parametrize("order", ["random", "left"])
+@pytest.mark.parametrize("order", ["random", "first-hitting", "left"])
 def test_categorical_log_ratio(order):
     x, prediction = tokens([MASK, 2, MASK], N)
     drift = torch.tensor([[0.5, -1.0, 0.3, 0.0], [9.0, 9.0, 9.0, 9.0], [-0.7, 0.1, 0.0, 0.6]], dtype=torch.float64)
     new, ratio = Categorical(MASK, order=order).step(x, prediction, HALF, 1.0, From(generator()), drift.expand(N, 3, 4))
     log_p, log_q = LOGITS.log_softmax(-1), (LOGITS + drift).log_softmax(-1)
     expected = torch.zeros(N, dtype=torch.float64)
-    for position in (0, 2):
+    # One of the two masks is revealed where they are counted: the first of them from the left.
+    for position in (0,) if order == "left" else (0, 2):
         shown, token = new[:, position] != MASK, new[:, position].clamp(max=3)
         expected += torch.where(shown, (log_p - log_q)[position][token], 0.0)
         drawn = torch.nn.functional.one_hot(token[shown], 4).double()
@@ -413,14 +415,12 @@ def test_orders_choose_where():
     x, prediction = tokens([MASK] * 3, 4000)
     sure = LOGITS.softmax(-1).amax(-1).argsort(descending=True)  # position 1, 0, 2
     assert sure.tolist() == [1, 0, 2]
-    n_random = (Categorical(MASK).step(x, prediction, HALF, 1.0, From(generator()))[0] != MASK).sum(-1)
     for order, ranking in (("confidence", sure), ("left", torch.arange(3))):
-        new, _ = Categorical(MASK, order=order).step(x, prediction, HALF, 1.0, From(generator()))
-        shown = (new != MASK)[:, ranking]
-        n = shown.sum(-1)
-        assert torch.equal(shown, torch.arange(3) < n[:, None])
-        assert torch.equal(n, n_random)  # as many as the ancestral kernel reveals, elsewhere
-        assert set(n.tolist()) == {0, 1, 2, 3}
+        for j, n in enumerate((1, 2, 3)):
+            c = Coeffs(j / 3, 1 - j / 3, (j + 1) / 3, 1 - (j + 1) / 3)
+            x, _ = Categorical(MASK, order=order).step(x, prediction, c, 1.0, From(generator()))
+            assert torch.equal((x != MASK)[:, ranking], (torch.arange(3) < n).expand(4000, 3))
+        x, _ = tokens([MASK] * 3, 4000)
     shown = Categorical(MASK).step(x, prediction, HALF, 1.0, From(generator()))[0] != MASK
     assert not torch.equal(shown, torch.arange(3) < shown.sum(-1, keepdim=True))
 
@@ -437,9 +437,61 @@ def test_remask():
     for position, token in ((0, 1), (2, 2)):
         assert set(new[:, position].tolist()) == {token, MASK}
         assert off((new[:, position] == MASK).double(), 0.25) < 5
-    assert off((new[:, 1] != MASK).double(), 3 / 8) < 5
+    # α_s = .5 of all tokens are revealed afterwards: .75 of the .2 that were, and 7/16 of the .8 that were not (ReMDM, arXiv 2503.00307).
+    assert off((new[:, 1] != MASK).double(), 7 / 16) < 5
+    assert off((new[:, 1] != MASK).double(), 3 / 8) > 5
     new, _ = Categorical(MASK).step(x, prediction, HALF, 1.0, From(generator()))
     assert (new[:, [0, 2]] == torch.tensor([1, 2])).all()
+    # ϑ is never more than σ_s / α_t, or more would be masked than the next level has.
+    new, _ = Categorical(MASK, remask=0.25).step(x, prediction, Coeffs(0.8, 0.2, 0.9, 0.1), 1.0, From(generator()))
+    assert off((new[:, [0, 2]] == MASK).double(), 0.125) < 5
+    told = replace(prediction, extra={"given": torch.tensor([True, False, False]).expand(N, 3)})
+    new, _ = Categorical(MASK, remask=0.25).step(x, told, HALF, 1.0, From(generator()))
+    assert (new[:, 0] == 1).all()
+    assert off((new[:, 2] == MASK).double(), 0.25) < 5
+
+
+def test_remasking_keeps_the_shares_of_the_grid():
+    x, levels = torch.full((20_000, 6), MASK), torch.linspace(0, 1, 5, dtype=torch.float64)
+    seen, g = torch.zeros(20_000, 6, dtype=torch.bool), generator()
+    for a, b in itertools.pairwise(levels.tolist()):
+        prediction = Prediction(x, logits=torch.zeros(20_000, 6, 4))
+        after, _ = Categorical(MASK, remask=0.3).step(x, prediction, Coeffs(a, 1 - a, b, 1 - b), 1.0, From(g))
+        seen |= (x != MASK) & (after == MASK)
+        assert off((after != MASK).double(), b) < 5 if b < 1 else (after != MASK).all()
+        x = after
+    assert 0.2 < seen.double().mean() < 0.8
+
+
+@pytest.mark.parametrize(("length", "steps"), [(7, 7), (7, 3), (5, 8), (12, 5)])
+def test_counted_orders_are_even(length, steps):
+    x, shown = torch.full((3, length), MASK), []
+    x[1, 0] = x[2, [1, 2]] = 1
+    levels = torch.linspace(0, 1, steps + 1, dtype=torch.float64).tolist()
+    masks = (x == MASK).sum(1)
+    g = generator()
+    for a, b in itertools.pairwise(levels):
+        prediction = Prediction(x, logits=torch.zeros(3, length, 4))
+        after, _ = Categorical(MASK, order="first-hitting").step(x, prediction, Coeffs(a, 1 - a, b, 1 - b), 1.0, From(g))
+        shown.append((after != x).sum(1))
+        x = after
+    shown = torch.stack(shown, 1)
+    # ⌊n/T⌋ or one more, the larger first, for each row's own n masks.
+    assert torch.equal(shown, torch.stack([torch.tensor([n // steps + (j < n % steps) for j in range(steps)]) for n in masks.tolist()]))
+
+
+def test_blocks_come_one_after_the_other():
+    # Two blocks of 8 in 6 steps, as LLaDA deals them out: 3, 3, 2 and again.
+    x, shown, g = torch.full((4, 16), MASK), [], generator()
+    block = (torch.arange(16) // 8).expand(4, 16)
+    levels = torch.linspace(0, 1, 7, dtype=torch.float64).tolist()
+    for a, b in itertools.pairwise(levels):
+        prediction = Prediction(x, logits=torch.randn(4, 16, 4, generator=g), extra={"block": block})
+        after, _ = Categorical(MASK, order="confidence").step(x, prediction, Coeffs(a, 1 - a, b, 1 - b), 1.0, From(g))
+        shown.append([int((after != x)[:, :8].sum(1).unique()), int((after != x)[:, 8:].sum(1).unique())])
+        x = after
+    assert shown == [[3, 0], [3, 0], [2, 0], [0, 3], [0, 3], [0, 2]]
+    assert (x != MASK).all()
 
 
 def test_guesses():

@@ -150,25 +150,33 @@ class FlowSDE(Gaussian):
         return mean, std.to(x_t)
 
 
+Order = Literal["random", "first-hitting", "confidence", "left"]
+
+
 @dataclass(frozen=True)
 class Categorical:
     """The kernel of masked diffusion: tokens (rows, length) int64, `mask_id` where nothing is revealed yet.
 
-    A masked position is revealed with probability (σ_t − σ_s) / σ_t, independently (`order="random"`: the ancestral kernel of SUBS models), or
-    the same *number* of positions is revealed where the model is surest (`order="confidence"`, which has no density and so takes no
-    drift) or from the left (`order="left"`). `remask` is the probability with which a revealed position is masked again, as long as
-    steps remain. Tokens are drawn in float64, at revealed positions only. `drift` is added to the logits: (rows, length, vocabulary), or a
-    function (row, position) -> (n, vocabulary) of the n positions that are being revealed.
+    order    "random": each mask is revealed with probability (σ_t − σ_s) / σ_t, independently: the ancestral kernel of SUBS models (arXiv
+             2406.07524). The others reveal ⌈n (σ_t − σ_s) / σ_t⌉ of n masks, on even grids as evenly as can be: "first-hitting" any of them
+             alike, which with one per step is the ancestral chain of infinitely many steps (arXiv 2409.02908); "left" from the left;
+             "confidence" where the model is surest, which has no density and so takes no drift
+    remask   the largest probability η with which a revealed token is masked again: ϑ = min(η, σ_s / α_t) (ReMDM-cap, arXiv 2503.00307);
+             masks are revealed the more often, so that α_s of all tokens are. None is masked in the last step
+
+    A model may say more in its predictions' `extra`: `block` (rows, length) int64, of which only the lowest with a mask in it is worked on, and
+    `given` (rows, length) bool, tokens that are never masked again. Tokens are drawn in float64, at revealed positions only. `drift` is added
+    to the logits: (rows, length, vocabulary), or a function (row, position) -> (n, vocabulary) of the n positions that are being revealed.
     """
 
     mask_id: int
-    order: Literal["random", "confidence", "left"] = "random"
+    order: Order = "random"
     remask: float = 0.0
     noisy_end = True
 
     def __post_init__(self) -> None:
-        if self.order not in ("random", "confidence", "left"):
-            raise ValueError(f"order must be 'random', 'confidence' or 'left', not {self.order!r}")
+        if self.order not in ("random", "first-hitting", "confidence", "left"):
+            raise ValueError(f"order must be 'random', 'first-hitting', 'confidence' or 'left', not {self.order!r}")
         if not 0 <= self.remask < 1:
             raise ValueError(f"remask is a probability in [0, 1), not {self.remask}")
 
@@ -181,23 +189,24 @@ class Categorical:
     ) -> tuple[Tensor, Tensor]:
         """x_s (rows, length) and log p − log q (rows,) float64. η plays no part: revealing is random in itself."""
         if drift is not None and not self.drifts:
-            raise ValueError('a drift needs a proposal with a density; order="confidence" has none. Use order="random" or "left".')
+            raise ValueError('a drift needs a proposal with a density; order="confidence" has none. Use another order.')
         if prediction.logits is None:
             raise ValueError("a Categorical kernel needs Prediction.logits (rows, length, vocabulary); the model gave none")
         # Tokens are few: everything but the logits is done on the CPU, where float64 and the random numbers are.
         logits, x_s = prediction.logits, x_t.cpu()
         masked = x_s == self.mask_id
-        _, s_t, _, s_s = (torch.as_tensor(c, dtype=torch.float64, device="cpu").reshape(-1, 1) for c in coeffs)
+        a_t, s_t, _, s_s = (torch.as_tensor(c, dtype=torch.float64, device="cpu").reshape(-1, 1) for c in coeffs)
         shape = tuple(x_s.shape)
+        chance = (s_t - s_s) / s_t
         if self.remask:
-            again = draw.uniform(shape) < self.remask * (s_s > 0)
-            x_s = torch.where(again & ~masked, self.mask_id, x_s)
-        reveal = masked & ((draw.uniform(shape) < (s_t - s_s) / s_t) | (s_s <= 0))
-        if self.order != "random":
-            # As many as the ancestral kernel would reveal, elsewhere.
-            sure = double(logits).softmax(-1).amax(-1).cpu() if self.order == "confidence" else -torch.arange(shape[1])
-            rank = torch.where(masked, sure.double(), -torch.inf).argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
-            reveal = masked & (rank < reveal.sum(-1, keepdim=True))
+            again = torch.minimum(torch.tensor(self.remask), s_s / a_t).nan_to_num_(nan=0.0)
+            chance = chance + again * a_t / s_t
+            kept = masked | prediction.extra["given"].cpu() if "given" in prediction.extra else masked
+            x_s = torch.where((draw.uniform(shape) < again) & ~kept, self.mask_id, x_s)
+        if self.order == "random":
+            reveal = masked & ((draw.uniform(shape) < chance) | (s_s <= 0))
+        else:
+            reveal = self._counted(masked, prediction, chance, draw) | (masked & (s_s <= 0))
         ratio = torch.zeros(len(x_t), dtype=torch.float64)
         v = draw.uniform(shape)
         row, position = reveal.nonzero(as_tuple=True)
@@ -217,6 +226,27 @@ class Categorical:
         if drift is not None:
             ratio.index_add_(0, row, (log_p - log_q).gather(-1, token[:, None])[:, 0])
         return x_s.to(x_t.device), ratio
+
+    def _counted(self, masked: Tensor, prediction: Prediction, chance: Tensor, draw: Draw) -> Tensor:
+        """Which masks (rows, length) are revealed when their number is set: in the block that is at work, the first ones of the order."""
+        at_work, n = masked, masked.sum(-1, keepdim=True)
+        share: Tensor = chance
+        if "block" in prediction.extra:
+            block = torch.where(masked, prediction.extra["block"].cpu(), torch.iinfo(torch.long).max)
+            at_work = masked & (block == block.amin(-1, keepdim=True))
+            # The steps that are left, 1/chance of them, are dealt out to blocks by what is masked in each.
+            here = at_work.sum(-1, keepdim=True)
+            share, n = 1 / (here / chance / n.clamp_min(1) - 1e-9).ceil().clamp_min(1), here
+        if self.order == "first-hitting":
+            key = draw.uniform(tuple(masked.shape))
+        elif self.order == "left":
+            key = -torch.arange(masked.shape[1], dtype=torch.float64)
+        else:
+            assert prediction.logits is not None
+            key = double(prediction.logits).softmax(-1).amax(-1).cpu()
+        rank = torch.where(at_work, key, -torch.inf).argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+        # A hair less than n · share, which for n steps left would round up to two.
+        return at_work & (rank < (n * share - 1e-9).ceil())
 
     def guess(self, x_t: Tensor, prediction: Prediction, draw: Draw | None = None, n: int = 1) -> Tensor:
         """(rows, n, length): masks filled with the likeliest token (n = 1), or n fills drawn independently per position."""

@@ -51,6 +51,30 @@ def _captions(**settings: Any) -> Any:
     return load(**settings)
 
 
+@models.add(
+    "names",
+    "first names, letter by letter: a masked diffusion model that comes with the package",
+    cost="0.3 ms per name and step on one core",
+    licence="Apache-2.0, trained on US SSA names (public domain)",
+)
+def _names(**settings: Any) -> Any:
+    from .names import load
+
+    return load(**settings)
+
+
+@models.add(
+    "reviews",
+    "sentences of film reviews: a masked diffusion model over word pieces that comes with the package",
+    cost="8 ms per sentence and step on one core",
+    licence="Apache-2.0, trained on rt-polarity (Pang & Lee 2005)",
+)
+def _reviews(**settings: Any) -> Any:
+    from .reviews import load
+
+    return load(**settings)
+
+
 def load(name: str, **settings: Any) -> Any:
     """A model by name: an embedded one (`viot list` shows them), or "org/checkpoint" or a folder holding a diffusers pipeline.
 

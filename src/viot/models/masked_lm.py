@@ -1,0 +1,184 @@
+r"""Masked diffusion language models: a network that says what stands behind each mask, as a Model over tokens.
+
+    x_t = x0 with every token masked with probability σ_t = 1 − α_t;      p(x0_ℓ | x_t) = softmax(network(x_t))_ℓ   where x_t is masked
+
+SUBS parameterisation (MDLM, arXiv 2406.07524, section 3.2.3): the mask is never drawn, and what is revealed stays. Everything that moves a
+state is in the kernel, `viot.Categorical`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..kernel import Categorical
+from ..model import Grid, Prediction
+from .tokens import Tokenizer, as_rows, before_given
+
+
+class MaskedLM:
+    """A network over tokens as a Model: tokens (n, length) -> logits (n, length, vocabulary).
+
+    network      tokens -> logits; with `timed`, (tokens, t) -> logits, t (n,) the share that is masked. What it returns is written to
+    tokenizer    text -> ids -> pieces of text, see `viot.models.tokens`
+    length       of every sequence
+    mask_id      the token that stands for nothing yet. The network may have a logit for it, which is never used
+    end_id       the token that ends a text and fills what is left of the sequence; None if texts have the full length
+    prompt       what is given: a text that begins with it, or one with free places, "[MASK:3]a", "one [MASK:*] two"; a list makes one group
+                 each. Given tokens stay. A text can't end before a given token
+    order        "random": the ancestral sampler of MDLM, each mask by itself. Or as many per step, as evenly as they can be: "first-hitting"
+                 anywhere (one per step when steps = length: the law of infinitely many ancestral steps, arXiv 2409.02908), "confidence"
+                 where the network is surest, "left" from the left
+    remask       largest probability of a token to be masked again in a step (ReMDM-cap, arXiv 2503.00307)
+    block        tokens per block, revealed one block after the other from the left (semi-autoregressive, LLaDA); not with order="random"
+    temperature  divides the logits; with top_p, the least likely tokens of total probability 1 − top_p are never drawn. Both make another
+                 model, to which all weights refer
+    cached       ask the network once about rows that are equal or were there in the step before. Needs a network without `timed`.
+                 Spends fewer network rows than the budget (ddpm_cache of MDLM), most of all with more steps than tokens
+    """
+
+    dtype = torch.long
+    differentiable = False
+
+    def __init__(
+        self,
+        network: Callable[..., Tensor],
+        tokenizer: Tokenizer,
+        *,
+        length: int,
+        mask_id: int,
+        end_id: int | None = None,
+        prompt: str | list[str] | None = None,
+        order: Any = "random",
+        remask: float = 0.0,
+        block: int | None = None,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        timed: bool = False,
+        cached: bool = False,
+        device: str | torch.device = "cpu",
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        if not temperature > 0:
+            raise ValueError(f"temperature must be > 0, not {temperature}: at 0 nothing is drawn, and there is nothing to steer")
+        if not 0 < top_p <= 1:
+            raise ValueError(f"top_p is a share of probability in (0, 1], not {top_p}")
+        if block is not None and block < 1:
+            raise ValueError(f"a block holds at least one token, not {block}")
+        if block is not None and order == "random":
+            raise ValueError('blocks are revealed by a counted order: give order="first-hitting", "confidence" or "left" with block')
+        if cached and timed:
+            raise ValueError("a network that is told the time has no answer to keep for the next step: leave cached out")
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        if prompts is not None and not prompts:
+            raise ValueError("prompt is an empty list; give one text per group, or leave it out")
+        self.network, self.tokenizer, self.timed, self.timeless = network, tokenizer, timed, cached
+        self.length, self.mask_id, self.end_id, self.device = length, mask_id, end_id, torch.device(device)
+        self.event_shape, self.prompts, self.block, self.temperature, self.top_p = (length,), prompts, block, temperature, top_p
+        self.kernel = Categorical(mask_id, order=order, remask=remask)
+        self.start = as_rows(prompts, tokenizer, length, mask_id, end_id).to(self.device)
+        self.endless = before_given(self.start, mask_id, end_id)
+        settings = {"prompt": prompts, "order": order, "remask": remask, "block": block, "temperature": temperature, "top_p": top_p}
+        self.config = {**(config or {}), "length": length, "cached": cached, **settings}
+
+    # -- the contract -------------------------------------------------------------------------------------------------------------
+
+    def grid(self, steps: int) -> Grid:
+        """Equal steps of the share that is revealed: the log-linear schedule of MDLM. Times are the shares that are masked."""
+        revealed = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+        return Grid(1 - revealed[:-1], revealed, 1 - revealed)
+
+    def prior(self, n: int, generator: torch.Generator, group: Tensor | None = None) -> Tensor:
+        """Masks, and what the prompt of each row's group gives. Nothing is drawn."""
+        return self._rows(self.start, torch.zeros(n, dtype=torch.long) if group is None else group).clone()
+
+    def predict(self, x: Tensor, t: Tensor, group: Tensor) -> Prediction:
+        logits = self.network(x, t) if self.timed else self.network(x)
+        masked = x == self.mask_id
+        if logits.shape[-1] > self.mask_id:
+            logits[..., self.mask_id] = -torch.inf
+        if self.end_id is not None and bool(self.endless.any()):
+            logits[..., self.end_id].masked_fill_(self._rows(self.endless, group), -torch.inf)
+        if self.temperature != 1:
+            logits = logits / self.temperature
+        if self.top_p < 1:
+            logits = nucleus(logits, self.top_p)
+        extra: dict[str, Tensor] = {}
+        if self.kernel.remask:
+            extra["given"] = self._rows(self.start != self.mask_id, group)
+        if self.block is not None:
+            extra["block"] = self._rows(self.blocks(), group)
+        x0 = x.clone()
+        x0[masked] = logits[masked].argmax(-1)
+        return Prediction(x0, logits=logits, extra=extra)
+
+    def decode(self, x0: Tensor, group: Tensor) -> list[str]:
+        """Each text up to its first end token; a mask that is still there shows as an underscore."""
+        return ["".join(pieces) for pieces in self.pieces(x0)]
+
+    # -- more ---------------------------------------------------------------------------------------------------------------------
+
+    def pieces(self, x0: Tensor) -> list[list[str]]:
+        """The piece of text that each token (rows, length) stands for, "" from the first end token on; joined, they are the text."""
+        out = []
+        for row in x0.tolist():
+            n = row.index(self.end_id) if self.end_id in row else len(row)
+            shown = self.tokenizer.pieces([token if token != self.mask_id else -1 for token in row[:n]])
+            shown = ["_" if token == self.mask_id else piece for token, piece in zip(row[:n], shown, strict=True)]
+            out.append(shown + [""] * (len(row) - n))
+        return out
+
+    def encode(self, texts: list[str]) -> Tensor:
+        """Tokens (n, length) of whole texts, followed by end tokens."""
+        rows = [self.tokenizer.encode(text) for text in texts]
+        end = [] if self.end_id is None else [self.end_id]
+        for text, row in zip(texts, rows, strict=True):
+            if len(row) > self.length or (len(row) < self.length and not end):
+                raise ValueError(f"{text!r} has {len(row)} tokens, and a text of this model has {self.length}")
+        filled = [row + end * (self.length - len(row)) for row in rows]
+        return torch.tensor(filled).to(self.device)
+
+    def nll(self, x0: Tensor, group: Tensor | None = None, draws: int = 16, generator: torch.Generator | None = None) -> Tensor:
+        """An upper bound on −log p(x0 | what is given) in nats per text, (rows,) float64, estimated without bias from `draws` network calls.
+
+        E over k = 1 … n, evenly, and over which k of the n free tokens are masked, of (n/k) Σ −log p (the form of LLaDA, arXiv 2502.09992,
+        eq. 6, equal to MDLM's integral over t). The k are spread out over the draws.
+        """
+        generator = generator or torch.Generator().manual_seed(0)
+        group = torch.zeros(len(x0), dtype=torch.long) if group is None else group.cpu()
+        free = self._rows(self.start == self.mask_id, group).cpu()
+        n, total = free.sum(1), torch.zeros(len(x0), dtype=torch.float64)
+        for i in range(draws):
+            u = (i + torch.rand(len(x0), generator=generator, dtype=torch.float64)) / draws
+            k = (u * n).floor().long().clamp_max(n - 1) + 1
+            rank = torch.where(free, torch.rand(free.shape, generator=generator), 2.0).argsort(1).argsort(1)
+            hidden = (rank < k[:, None]).to(x0.device)
+            x = torch.where(hidden, self.mask_id, x0)
+            with torch.no_grad():
+                logits = self.predict(x, (k / n).to(x0.device), group.to(x0.device)).logits  # type: ignore[union-attr]
+            assert logits is not None
+            row, position = hidden.nonzero(as_tuple=True)
+            log_p = logits[row, position].double().log_softmax(-1).gather(-1, x0[row, position][:, None])[:, 0].cpu()
+            total -= torch.zeros_like(total).index_add_(0, row.cpu(), log_p) * n / k
+        return total / draws
+
+    def blocks(self) -> Tensor:
+        """(prompts, length) the number of each position's block: free places from the left, `block` at a time."""
+        assert self.block is not None
+        free = self.start == self.mask_id
+        return ((free.cumsum(-1) - 1).clamp_min(0) // self.block).long()
+
+    def _rows(self, table: Tensor, group: Tensor) -> Tensor:
+        """What belongs to the prompt of each row, from a table (prompts, …)."""
+        return table[group.to(table.device) % len(table)]
+
+
+def nucleus(logits: Tensor, share: float) -> Tensor:
+    """Logits (…, vocabulary) with −inf outside of the likeliest tokens whose probabilities first sum to `share`."""
+    p, order = logits.softmax(-1).sort(-1, descending=True)
+    # What comes before a token, without it: the likeliest one always stays.
+    out = p.cumsum(-1) - p >= share
+    return logits.masked_fill(torch.zeros_like(out).scatter(-1, order, out), -torch.inf)

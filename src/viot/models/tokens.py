@@ -1,0 +1,101 @@
+"""Text to tokens and back, and what is given of a text before anything is drawn."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+#: One place left to the model, so many, or as many as there is room for.
+FREE = re.compile(r"\[MASK(?::(\d+|\*))?\]")
+
+
+class Tokenizer(Protocol):
+    """Text to token ids, and ids to the pieces of text that they stand for: joined, they are the text."""
+
+    def encode(self, text: str) -> list[int]: ...
+    def pieces(self, ids: list[int]) -> list[str]: ...
+
+
+def _unknown(text: str, known: Sequence[str] | set[str]) -> str:
+    """The characters of a text that are not known, each once, in words."""
+    return ", ".join(f"{c!r}" for c in dict.fromkeys(text) if c not in known)
+
+
+@dataclass(frozen=True)
+class Letters:
+    """One token per letter of an alphabet. Text is taken in lower case if the alphabet is."""
+
+    alphabet: str
+
+    def encode(self, text: str) -> list[int]:
+        text = text.lower() if self.alphabet.islower() else text
+        if bad := _unknown(text, self.alphabet):
+            raise ValueError(f"{text!r} holds {bad}, which this model does not know; its letters are {self.alphabet}")
+        return [self.alphabet.index(c) for c in text]
+
+    def pieces(self, ids: list[int]) -> list[str]:
+        return [self.alphabet[i] if i < len(self.alphabet) else "" for i in ids]
+
+
+class Pieces:
+    """Word pieces by a tokenizer of Hugging Face's `tokenizers` package, ▁ standing for the space before a word."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.table = {i: piece for piece, i in tokenizer.get_vocab().items()}
+        self.known = {c for piece in self.table.values() for c in piece} | {" "}
+
+    def encode(self, text: str) -> list[int]:
+        text = text.lower()
+        if bad := _unknown(text, self.known):
+            raise ValueError(f"{text!r} holds {bad}, which this model's tokenizer does not know")
+        # Spaces around a text say nothing: every word brings its own.
+        return self.tokenizer.encode(text.strip()).ids if text.strip() else []
+
+    def pieces(self, ids: list[int]) -> list[str]:
+        out = [self.table.get(i, "").replace("▁", " ") for i in ids]
+        return [out[0].lstrip(), *out[1:]] if out else out
+
+
+def given(text: str, tokenizer: Tokenizer, length: int, mask_id: int, end_id: int | None) -> list[int]:
+    """The tokens of a text with free places, `length` of them, `mask_id` where the model is to fill in.
+
+    "mar" begins the text; "[MASK:3]a" is a whole text of three free places and an a; "one [MASK:*] two" leaves as many places as there is
+    room for in between. After a whole text come end tokens, if the model has one.
+    """
+    if not FREE.search(text):
+        text += "[MASK:*]"
+    before, *rest = FREE.split(text)
+    ids: list[int] = list(tokenizer.encode(before))
+    tail: list[int] | None = None
+    for count, words in zip(rest[::2], rest[1::2], strict=True):
+        if count == "*":
+            if tail is not None:
+                raise ValueError(f"{text!r} holds [MASK:*] twice; there is room for one place of open length")
+            tail = list(tokenizer.encode(words))
+            continue
+        (ids if tail is None else tail).extend([mask_id] * int(count or 1) + list(tokenizer.encode(words)))
+    used = len(ids) + len(tail or [])
+    if used > length:
+        raise ValueError(f"the prompt {text!r} takes {used} tokens, and the model has room for {length}; give it a shorter one")
+    filling = mask_id if tail is not None or end_id is None else end_id
+    ids = ids + [filling] * (length - used) + (tail or [])
+    if mask_id not in ids:
+        raise ValueError(f"the prompt {text!r} leaves no place free; shorten it, or write [MASK] where the model is to fill in")
+    return ids
+
+
+def before_given(rows: Tensor, mask_id: int, end_id: int | None) -> Tensor:
+    """(rows, length) bool: the free places that a given token follows, where a text can't end."""
+    told = (rows != mask_id) & (rows != (mask_id if end_id is None else end_id))
+    return (rows == mask_id) & (told.flip(-1).cumsum(-1).flip(-1) > 0)
+
+
+def as_rows(prompts: list[str] | None, tokenizer: Tokenizer, length: int, mask_id: int, end_id: int | None) -> Tensor:
+    """(prompts, length) what each prompt gives; everything free without any."""
+    return torch.tensor([given(p, tokenizer, length, mask_id, end_id) for p in prompts or [""]])
