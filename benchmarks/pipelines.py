@@ -25,6 +25,38 @@ from viot.models.steerable import why_not
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 
+#: Not told by signature: what is written by hand about language models.
+TEXTS = """
+## Published text models
+
+Masked diffusion language models are loaded by name or folder, without running the code that comes with them; `LLaDA2Pipeline` is steered as it is.
+
+```python
+model = viot.load("kuleshov-group/mdlm-owt", prompt=["Once upon a time", "The[MASK:5] of Paris"], length=128)
+model = viot.load("GSAI-ML/LLaDA-8B-Instruct", prompt="Name a river.", new_tokens=64, block=32, device="cuda")
+model = viot.from_pipeline(LLaDA2Pipeline(model=…, scheduler=…, tokenizer=…), prompt="Name a river.", gen_length=64, block_length=32)
+population = viot.sample(model, lambda texts: …, "vasr", particles=16, steps=64)
+```
+
+| | MDLM | LLaDA | LLaDA2 (diffusers) |
+| --- | --- | --- | --- |
+| told by | `"model_type": "mdlm"` in config.json | `"model_type": "llada"` | the pipeline's class |
+| network | a DiT of the library's own | the LLaMA of transformers, looking both ways | the pipeline's, asked as its loop asks it |
+| tokenizer | in the folder, else GPT-2's; `tokenizer=` names another | beside the weights; `tokenizer=` names another | the pipeline's |
+| text | up to the next end token after the first token, which is given | the answer, or prompt and continuation (`chat=False`, base models) | the answer |
+| free places | up to `length` | `new_tokens` for each prompt, whatever its length | `gen_length` for each prompt |
+| order by default | `"random"`, the ancestral sampler | `"confidence"`; `block=` from the end of the prompt | `"confidence"` in blocks counted from the beginning of the prompt |
+| precision by default | float32 | that of config.json (bfloat16) | the pipeline's |
+
+* **Prompts** are as for every masked model: the beginning of a text, or one with free places (`[MASK]`, `[MASK:5]`, `[MASK:*]`). A plain prompt of a LLaDA with a chat template is what the user says; one with free places never is. Prompts of several lengths may stand in one list: what the shorter ones lack is hidden from the network, so each has the law it has alone.
+* **Temperature** must be above 0, and is 1 by default. The published samplers of LLaDA take the likeliest token at temperature 0: then there is one text, and nothing to steer.
+* **Confidence** is the largest probability at a place. The published samplers take that of the token they drew, which is the same at temperature 0. It has no density, so methods that tilt the proposal refuse it.
+* **MDLM sequences** begin with `<|endoftext|>` in training, so it is given; after the text's own end token another document may follow in the same sequence, which is not shown. The first-document rule and the prompt without its last token in the code of FK steering (arXiv 2501.06848) are these two: its tokenizer puts `<|endoftext|>` around the prompt.
+* **LLaDA2**: clean guesses of a text that is half written are the text up to the block at work. What its own loop does beyond evenly many tokens per step (`threshold`, `editing_threshold`, `max_post_steps`, `minimal_topk`, `eos_early_stop`, greedy `sampling_method`) is refused by name; `steps` of `viot.sample` counts all blocks together.
+* **Memory**: logits are float32, rows × length × vocabulary; LLaDA's 126 464 tokens at length 256 are 130 MB a row, and those of all particles are kept through a step: 64 of them are 8 GB. `batch_size=` bounds what is asked at once beside that.
+* Weights must fit exactly: a key that is missing or left over is an error that names it. MDLM training checkpoints (`.ckpt`, with more than weights in their pickles) are not opened; LLaDA-MoE, Dream and others go into `viot.models.masked_lm.MaskedLM(network, tokenizer, …)`.
+"""
+
 # -- coverage -------------------------------------------------------------------------------------------------------------------------
 
 
@@ -65,7 +97,7 @@ def coverage(out):
         *(f"| {', '.join(f'`{n}`' for n in names)} | {reason} |" for reason, names in sorted(cannot.items(), key=lambda kv: -len(kv[1]))),
     ]
     if out:
-        out.write_text("\n".join(lines) + "\n")
+        out.write_text("\n".join(lines) + "\n" + TEXTS)
     print(f"{len(can)} pipelines of diffusers {diffusers.__version__} can be steered, {refused} can't:")
     for reason, names in sorted(cannot.items(), key=lambda kv: -len(kv[1])):
         print(f"  {len(names):3d}  {reason}\n       {', '.join(names[:6])}{' …' if len(names) > 6 else ''}")

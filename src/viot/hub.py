@@ -27,20 +27,26 @@ TERMS = {
     "xswu/HPSv2": "licence Apache-2.0, not gated",
     "THUDM/ImageReward": "licence Apache-2.0, not gated",
     "google-bert/bert-base-uncased": "licence Apache-2.0, not gated",
+    "kuleshov-group/mdlm-owt": "licence Apache-2.0, not gated",
+    "GSAI-ML/LLaDA-8B-Base": "licence MIT, not gated",
+    "GSAI-ML/LLaDA-8B-Instruct": "licence MIT, not gated",
+    "gpt2": "licence MIT, not gated",
 }
 
 
-def pretrained(kind: str, source: str, instead: str) -> Any:
+def pretrained(kind: str, source: str, instead: str, revision: str | None = None) -> Any:
     """`transformers.<kind>.from_pretrained(source)`, every weight of it found, or an OSError of one sentence.
 
     source    a repository of the hub or a folder
     instead   how to name a local copy, for that sentence
+    revision  a branch, tag or commit of the repository
     """
     loader = getattr(need("transformers", "rewards"), kind)
-    network = hasattr(loader, "forward")
+    network = hasattr(loader, "forward") or kind.startswith("AutoModel")
+    at = {} if revision is None else {"revision": revision}
     try:
         with quietly():
-            loaded = loader.from_pretrained(source, **({"output_loading_info": True} if network else {}))
+            loaded = loader.from_pretrained(source, **at, **({"output_loading_info": True} if network else {}))
     except (OSError, ValueError) as error:
         raise missing(source, instead, error) from error
     except RuntimeError as error:

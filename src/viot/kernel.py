@@ -213,18 +213,18 @@ class Categorical:
         if not len(row):
             return x_s.to(x_t.device), ratio
         at = (row.to(logits.device), position.to(logits.device))
-        log_p = logits[at].cpu().double().log_softmax(-1)
-        log_q = log_p
+        proposal = shown = logits[at].cpu().double()
         if drift is not None:
             bias: Tensor = drift[at] if isinstance(drift, Tensor) else drift(row, position)  # type: ignore[index]
-            log_q = (log_p + bias.cpu().double()).log_softmax(-1)
+            proposal = shown + bias.cpu().double()
         # Inverse transform; probabilities of 0 at the end of the vocabulary must not be hit by rounding.
-        cdf = log_q.exp().cumsum(-1)
+        cdf = proposal.softmax(-1).cumsum(-1)
         token = torch.searchsorted(cdf, (v[row, position] * cdf[:, -1])[:, None], right=True)[:, 0].clamp(max=cdf.shape[-1] - 1)
         x_s = x_s.clone()
         x_s[row, position] = token
         if drift is not None:
-            ratio.index_add_(0, row, (log_p - log_q).gather(-1, token[:, None])[:, 0])
+            each = shown.log_softmax(-1) - proposal.log_softmax(-1)
+            ratio.index_add_(0, row, each.gather(-1, token[:, None])[:, 0])
         return x_s.to(x_t.device), ratio
 
     def _counted(self, masked: Tensor, prediction: Prediction, chance: Tensor, draw: Draw) -> Tensor:
@@ -255,7 +255,11 @@ class Categorical:
             fill = prediction.x0 if prediction.logits is None else prediction.logits.argmax(-1)
             return torch.where(masked, fill[:, None], x_t[:, None]).expand(-1, n, -1)
         assert prediction.logits is not None
-        cdf = prediction.logits.cpu().double().softmax(-1).cumsum(-1)
-        u = draw.uniform((len(x_t), n, x_t.shape[1])).transpose(1, 2).contiguous() * cdf[..., -1:]
-        tokens = torch.searchsorted(cdf, u, right=True).clamp_(max=cdf.shape[-1] - 1).transpose(1, 2).to(x_t.device)
-        return torch.where(masked, tokens, x_t[:, None])
+        # At the masks only: all of a vocabulary in float64 is much.
+        row, position = masked[:, 0].nonzero(as_tuple=True)
+        cdf = prediction.logits[row, position].cpu().double().softmax(-1).cumsum(-1)
+        row, position = row.cpu(), position.cpu()
+        u = draw.uniform((len(x_t), n, x_t.shape[1]))[row, :, position] * cdf[:, -1:]
+        out = x_t.cpu()[:, None].repeat(1, n, 1)
+        out[row, :, position] = torch.searchsorted(cdf, u, right=True).clamp_(max=cdf.shape[-1] - 1)
+        return out.to(x_t.device)

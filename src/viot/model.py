@@ -62,7 +62,7 @@ class Grid:
 class Prediction:
     """What one network call says of x_t. Every tensor has one leading entry per row, `extra` included.
 
-    x0      E[x0 | x_t], or the argmax fill of masked tokens
+    x0      E[x0 | x_t]; of masked tokens, which have no mean, the argmax fill or x_t itself: the fill is the kernel's `guess`
     eps     the direction of the step; None stands for (x_t − α_t x0) / σ_t
     logits  (rows, length, vocabulary) of a categorical model
     """
@@ -96,8 +96,10 @@ class Model(Protocol):
     unless it says otherwise; the prompts, or 1), `differentiable` (may gradients pass through `predict` and
     `decode`?), `preview(x0, group)` (a cheaper `decode` for the clean guesses scored on the way), `flags` (name -> (rows,), what a checker
     of the model's own said of the rows decoded last), `prior_std` (a number: x_T ~ N(0, prior_std²) in every entry, so that a learned twist may
-    move it), `release()` (called when a run ends), `config` (plain values for the record). A
-    model never turns gradients off itself.
+    move it), `timeless` (True: predictions depend on the state and its group alone, so that equal states need be asked about only once),
+    `release()` (called when a run ends), `config` (plain values for the record). A model of text may also say `pieces(x0)` (for each row the
+    strings that its tokens stand for, whose concatenation is the text) and `nll(x0, group, draws, generator)` ((rows,) nats per text, or an
+    upper bound). A model never turns gradients off itself.
     """
 
     event_shape: tuple[int, ...]

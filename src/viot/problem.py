@@ -16,6 +16,7 @@ from torch import Tensor
 
 from . import reward as rewarding
 from .kernel import Kernel
+from .memory import Memory
 from .model import Grid, Model, Prediction
 from .particles import State
 from .rng import Draw, Rng
@@ -97,6 +98,7 @@ class Evaluate:
     rng: Rng
     batch_size: int | None = None
     cost: Cost = field(default_factory=Cost)
+    memory: Memory = field(default_factory=Memory, repr=False)
     _held: dict[bool, list[Tensor]] = field(default_factory=dict, repr=False)
     _shrunk: bool = field(default=False, repr=False)
     told: set[str] = field(default_factory=set, repr=False)
@@ -115,9 +117,19 @@ class Evaluate:
 
         x (rows, *event_shape), t (rows,) or one time for all, group (rows,) indices. With `score`, also the rewards (rows,) of the clean
         guesses; with `grad`, also ∂r/∂x (rows, *event_shape). `step` names the random stream of a stochastic reward. What `guide` answers
-        is the prediction's `extra["guide"]`.
+        is the prediction's `extra["guide"]`. A model that is `timeless` is asked once about equal rows, and not again about those of the call
+        before.
         """
         times = torch.as_tensor(t, device=x.device).expand(len(x))
+        if not getattr(self.model, "timeless", False) or score or grad or guide is not None:
+            return self._asked(x, times, group, score, grad, step, guide)
+        prediction = self.memory(x, group, lambda new: self._asked(x[new], times[new], group[new.to(group.device)])[0])
+        return prediction, None, None
+
+    def _asked(
+        self, x: Tensor, times: Tensor, group: Tensor, score: bool = False, grad: bool = False, step: int = -1, guide: Aside | None = None
+    ) -> tuple[Prediction, Tensor | None, Tensor | None]:
+        """The same, for times (rows,), and every row asked about."""
         through = guide is not None and guide.needs_grad
         noise = self._noise(group, step, "reward") if score or grad else None
         joined: Prediction | None = None

@@ -76,10 +76,12 @@ def _reviews(**settings: Any) -> Any:
 
 
 def load(name: str, **settings: Any) -> Any:
-    """A model by name: an embedded one (`viot list` shows them), or "org/checkpoint" or a folder holding a diffusers pipeline.
+    """A model by name: an embedded one (`viot list` shows them), or "org/checkpoint" or a folder holding a diffusers pipeline or a
+    masked language model (MDLM, LLaDA).
 
-    `settings` go to the model: device, dtype, revision and variant for all that is loaded; compile and autocast for pixel-space UNets; the
-    keywords of the pipeline's own call (prompt, guidance_scale, …) for every other pipeline.
+    `settings` go to the model: device, dtype, revision and variant for all that is loaded; compile and autocast for pixel-space UNets;
+    prompt, order, tokenizer and more for language models (`models.mdlm.load`, `models.llada.load`); the keywords of the pipeline's own
+    call (prompt, guidance_scale, …) for every other pipeline.
     """
     if name in models:
         return models[name].make(**settings)
@@ -94,7 +96,8 @@ def from_pipeline(pipe: Any, *, tiny_vae: Any = None, **call_kwargs: Any) -> Any
     """A diffusers pipeline as a Model, to be steered as it is: unmodified, and as before after every call.
 
     pipe         any diffusers pipeline whose loop moves one Gaussian state: Stable Diffusion 1.5 to 3, SDXL, Flux, PixArt, Sana, Wan,
-                 latent consistency models, their image-to-image, inpainting, ControlNet and IP-Adapter kin, DDPM, DDIM, DiT, …
+                 latent consistency models, their image-to-image, inpainting, ControlNet and IP-Adapter kin, DDPM, DDIM, DiT, …; and
+                 LLaDA2, whose state is a text
     tiny_vae     a small decoder (diffusers' AutoencoderTiny) for the clean guesses scored on the way; finished samples go through the
                  pipeline's own
     call_kwargs  the keywords of the pipeline's own call: prompt (one, or a list of P for P groups), negative_prompt, guidance_scale,
@@ -109,10 +112,14 @@ def from_pipeline(pipe: Any, *, tiny_vae: Any = None, **call_kwargs: Any) -> Any
 
     if reason := why_not(pipe):
         raise TypeError(f"{type(pipe).__name__} can't be steered: {reason}")
-    check_call(pipe, call_kwargs)
     kind = type(pipe).__name__
     if tiny_vae is not None and (kind == "DiTPipeline" or not hasattr(pipe, "vae")):
         raise ValueError(f"{kind} has no decoder that a tiny_vae could stand in for")
+    if kind == "LLaDA2Pipeline":
+        from .llada2 import load as language_model
+
+        return language_model(pipe, **call_kwargs)
+    check_call(pipe, call_kwargs)
     if kind in ("DDPMPipeline", "DDIMPipeline"):
         from .unet import UNet
 

@@ -1,4 +1,4 @@
-"""Pretrained pipelines by name: a hub repository, or a folder in diffusers' layout."""
+"""Pretrained models by name: a hub repository, or a folder in the same layout."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 from ..hub import dtype_of, missing
 from ..optional import need
+from . import published
 
 
 def from_pretrained(
@@ -23,12 +24,27 @@ def from_pretrained(
 ) -> Any:
     """The Model of a checkpoint: a pixel-space UNet where its pipeline is one, and else what `from_pipeline` makes.
 
+    A masked language model (MDLM, LLaDA) is told by its config.json, see `mdlm.load` and `llada.load`.
+
     dtype       of the network (torch.bfloat16, "float16", …); states stay float32
     variant     of the weight files, for example "fp16"
-    settings    those of `UNet.from_pretrained`, or the keywords of the pipeline's own call (prompt, guidance_scale, …)
+    settings    those of `UNet.from_pretrained`, the keywords of the pipeline's own call (prompt, guidance_scale, …), or those of a masked
+                language model (prompt, order, length, …)
 
     OSError if the checkpoint can't be had, with what to try.
     """
+
+    def text() -> Any:
+        """The masked language model that is there, or None."""
+        if (config := published.config_of(name, revision)) is None:
+            return None
+        if variant is not None:
+            raise ValueError(f"{name} is a masked language model, which is loaded without a variant; leave variant={variant!r} out")
+        return published.load(str(name), config, device=device or "cpu", dtype=dtype, revision=revision, **settings)
+
+    folder = Path(name).expanduser()
+    if folder.is_dir() and not (folder / "model_index.json").is_file() and (model := text()) is not None:
+        return model
     diffusers = need("diffusers", "diffusers")
     precision = torch.float32 if dtype is None else dtype_of(dtype)
     at = {} if revision is None else {"revision": revision}
@@ -40,7 +56,9 @@ def from_pretrained(
         pixels = {k for k in index if not k.startswith("_")} == {"unet", "scheduler"}
         pixels = pixels and (kind is None or "latents" not in inspect.signature(kind.__call__).parameters)
     except (OSError, ValueError) as error:
-        # No pipeline there: a bare network, perhaps.
+        # No pipeline there: a language model or a bare network, perhaps.
+        if not folder.is_dir() and (model := text()) is not None:
+            return model
         if set(settings) - {"patch", "compile", "autocast"}:
             raise missing(str(name), f"a folder (./{Path(name).name})", error) from error
         pixels = True

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..kernel import Categorical
 from ..model import Grid, Prediction
-from .tokens import Tokenizer, as_rows, before_given
+from .tokens import NOTHING, Tokenizer, as_rows, before_given
 
 
 class MaskedLM:
@@ -36,6 +36,8 @@ class MaskedLM:
     block        tokens per block, revealed one block after the other from the left (semi-autoregressive, LLaDA); not with order="random"
     temperature  divides the logits; with top_p, the least likely tokens of total probability 1 − top_p are never drawn. Both make another
                  model, to which all weights refer
+    start        tokens (prompts, length) that stand in place of what the tokenizer makes of the prompts, `tokens.NOTHING` where a row has no
+                 place; its first `skip` columns are no part of a text (what comes before it: a chat template, a token that begins texts)
     cached       ask the network once about rows that are equal or were there in the step before. Needs a network without `timed`.
                  Spends fewer network rows than the budget (ddpm_cache of MDLM), most of all with more steps than tokens
     """
@@ -58,6 +60,8 @@ class MaskedLM:
         temperature: float = 1.0,
         top_p: float = 1.0,
         timed: bool = False,
+        start: Tensor | None = None,
+        skip: int = 0,
         cached: bool = False,
         device: str | torch.device = "cpu",
         config: dict[str, Any] | None = None,
@@ -79,7 +83,8 @@ class MaskedLM:
         self.length, self.mask_id, self.end_id, self.device = length, mask_id, end_id, torch.device(device)
         self.event_shape, self.prompts, self.block, self.temperature, self.top_p = (length,), prompts, block, temperature, top_p
         self.kernel = Categorical(mask_id, order=order, remask=remask)
-        self.start = as_rows(prompts, tokenizer, length, mask_id, end_id).to(self.device)
+        self.skip, given = skip, as_rows(prompts, tokenizer, length, mask_id, end_id) if start is None else start
+        self.start = given.to(self.device)
         self.endless = before_given(self.start, mask_id, end_id)
         settings = {"prompt": prompts, "order": order, "remask": remask, "block": block, "temperature": temperature, "top_p": top_p}
         self.config = {**(config or {}), "length": length, "cached": cached, **settings}
@@ -97,7 +102,6 @@ class MaskedLM:
 
     def predict(self, x: Tensor, t: Tensor, group: Tensor) -> Prediction:
         logits = self.network(x, t) if self.timed else self.network(x)
-        masked = x == self.mask_id
         if logits.shape[-1] > self.mask_id:
             logits[..., self.mask_id] = -torch.inf
         if self.end_id is not None and bool(self.endless.any()):
@@ -111,9 +115,8 @@ class MaskedLM:
             extra["given"] = self._rows(self.start != self.mask_id, group)
         if self.block is not None:
             extra["block"] = self._rows(self.blocks(), group)
-        x0 = x.clone()
-        x0[masked] = logits[masked].argmax(-1)
-        return Prediction(x0, logits=logits, extra=extra)
+        # Tokens have no mean. The fill of the masks is the kernel's guess, made where somebody asks for it: it costs a pass over all logits.
+        return Prediction(x, logits=logits, extra=extra)
 
     def decode(self, x0: Tensor, group: Tensor) -> list[str]:
         """Each text up to its first end token; a mask that is still there shows as an underscore."""
@@ -125,21 +128,24 @@ class MaskedLM:
         """The piece of text that each token (rows, length) stands for, "" from the first end token on; joined, they are the text."""
         out = []
         for row in x0.tolist():
-            n = row.index(self.end_id) if self.end_id in row else len(row)
-            shown = self.tokenizer.pieces([token if token != self.mask_id else -1 for token in row[:n]])
-            shown = ["_" if token == self.mask_id else piece for token, piece in zip(row[:n], shown, strict=True)]
-            out.append(shown + [""] * (len(row) - n))
+            n = row.index(self.end_id, self.skip) if self.end_id in row[self.skip :] else len(row)
+            text = row[self.skip : n]
+            shown = self.tokenizer.pieces([token if token != self.mask_id else -1 for token in text])
+            shown = ["_" if token == self.mask_id else piece for token, piece in zip(text, shown, strict=True)]
+            out.append([""] * self.skip + shown + [""] * (len(row) - n))
         return out
 
-    def encode(self, texts: list[str]) -> Tensor:
-        """Tokens (n, length) of whole texts, followed by end tokens."""
-        rows = [self.tokenizer.encode(text) for text in texts]
+    def encode(self, texts: list[str], group: Tensor | None = None) -> Tensor:
+        """Tokens (n, length) of whole texts, followed by end tokens; `group` (n,) tells what comes before them, where that differs."""
+        starts = self._rows(self.start, torch.zeros(len(texts), dtype=torch.long) if group is None else group)
         end = [] if self.end_id is None else [self.end_id]
-        for text, row in zip(texts, rows, strict=True):
-            if len(row) > self.length or (len(row) < self.length and not end):
-                raise ValueError(f"{text!r} has {len(row)} tokens, and a text of this model has {self.length}")
-        filled = [row + end * (self.length - len(row)) for row in rows]
-        return torch.tensor(filled).to(self.device)
+        rows = []
+        for text, start in zip(texts, starts.tolist(), strict=True):
+            row, room = self.tokenizer.encode(text), sum(token != NOTHING for token in start[self.skip :])
+            if len(row) > room or (len(row) < room and not end):
+                raise ValueError(f"{text!r} has {len(row)} tokens, and a text of this model has {room}")
+            rows.append(start[: self.skip] + row + end * (room - len(row)) + [NOTHING] * (self.length - self.skip - room))
+        return torch.tensor(rows).to(self.device)
 
     def nll(self, x0: Tensor, group: Tensor | None = None, draws: int = 16, generator: torch.Generator | None = None) -> Tensor:
         """An upper bound on −log p(x0 | what is given) in nats per text, (rows,) float64, estimated without bias from `draws` network calls.

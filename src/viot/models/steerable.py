@@ -12,6 +12,8 @@ from . import levels
 
 #: Pipelines without `latents=` that have an adapter of their own, or that the UNet adapter takes.
 DIRECT = ("DDPMPipeline", "DDIMPipeline", "DiTPipeline")
+#: Pipelines whose state is a text, with an adapter of their own.
+TEXT = ("LLaDA2Pipeline",)
 
 #: What no signature tells, from their sources.
 BY_NAME = {
@@ -76,6 +78,8 @@ def why_not(pipe: Any) -> str | None:
     for reason, names in BY_NAME.items():
         if kind.__name__ in names:
             return reason
+    if kind.__name__ in TEXT:
+        return None if isinstance(pipe, type) else _training(pipe)
     made = inspect.signature(kind.__init__).parameters
     call = inspect.signature(kind.__call__).parameters
     schedulers = [name for name in made if "scheduler" in name]

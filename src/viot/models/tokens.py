@@ -13,6 +13,9 @@ from torch import Tensor
 #: One place left to the model, so many, or as many as there is room for.
 FREE = re.compile(r"\[MASK(?::(\d+|\*))?\]")
 
+#: Where a row has no place: it is shorter than the others.
+NOTHING = -1
+
 
 class Tokenizer(Protocol):
     """Text to token ids, and ids to the pieces of text that they stand for: joined, they are the text."""
@@ -92,7 +95,7 @@ def given(text: str, tokenizer: Tokenizer, length: int, mask_id: int, end_id: in
 
 def before_given(rows: Tensor, mask_id: int, end_id: int | None) -> Tensor:
     """(rows, length) bool: the free places that a given token follows, where a text can't end."""
-    told = (rows != mask_id) & (rows != (mask_id if end_id is None else end_id))
+    told = (rows != mask_id) & (rows != (mask_id if end_id is None else end_id)) & (rows != NOTHING)
     return (rows == mask_id) & (told.flip(-1).cumsum(-1).flip(-1) > 0)
 
 
