@@ -252,7 +252,8 @@ def test_save_writes_every_file_whole(tmp_path):
 def test_texts_are_listed_by_weight(tmp_path):
     population = run(Words(), lambda samples: torch.tensor([float(s[3:8]) for s in samples]), method="importance")
     save_report(population, tmp_path)
-    rows = [line.split("\t") for line in (tmp_path / "samples.txt").read_text(encoding="utf-8").splitlines()]
+    lines = (tmp_path / "samples.txt").read_text(encoding="utf-8").splitlines()
+    rows = [line.split("\t") for line in lines if not line.startswith("#")]
     assert len(rows) == 24
     assert all(row[2].endswith("so on\\nand on") for row in rows)
     shares = [float(row[1]) for row in rows]

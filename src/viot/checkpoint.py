@@ -32,7 +32,7 @@ class Checkpoint:
 
     def _check(self, found: dict[str, Any]) -> None:
         ours = json.loads(json.dumps(self.config))
-        differ = list(_differences({k: v for k, v in ours.items() if k not in self.FREE}, found))
+        differ = list(differences({k: v for k, v in ours.items() if k not in self.FREE}, found))
         if differ:
             more = f", and {len(differ) - 4} more" if len(differ) > 4 else ""
             raise ValueError(
@@ -83,11 +83,11 @@ class Checkpoint:
         self.state.unlink(missing_ok=True)
 
 
-def _differences(ours: Any, found: Any, where: str = "") -> Iterator[str]:
+def differences(ours: Any, found: Any, where: str = "") -> Iterator[str]:
     """Where two configurations differ, in words: the innermost entries alone."""
     if isinstance(ours, dict) and isinstance(found, dict):
         for key in dict.fromkeys((*ours, *(found if where else ()))):
-            yield from _differences(ours.get(key), found.get(key), f"{where}.{key}" if where else key)
+            yield from differences(ours.get(key), found.get(key), f"{where}.{key}" if where else key)
     elif ours != found:
         there, here = (text if len(text := repr(value)) < 60 else f"{text[:57]}…" for value in (found, ours))
         yield f"{where}: {there} there, {here} here"

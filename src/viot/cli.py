@@ -1,4 +1,4 @@
-"""The command line: `viot sample`, `viot compare`, `viot cost`, `viot list`, `viot cite`. Its grammar, and how it ends."""
+"""The command line: `viot sample`, `viot compare`, `viot bench`, `viot cost`, `viot list`, `viot cite`. Its grammar, and how it ends."""
 
 from __future__ import annotations
 
@@ -81,6 +81,18 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("--methods", metavar="A,B,…", required=True, help="names, each with settings if wanted: vasr,fkd(potential=max)")
     _what(compare)
 
+    bench = command(
+        "bench", commands.benchmark, "Run a task by several methods, budgets and seeds into tables; goes on where it was stopped."
+    )
+    bench.add_argument("task", metavar="TASK", help="a name of `viot list tasks`; or: viot bench report FOLDER makes the tables anew")
+    bench.add_argument("folder", nargs="?", metavar="FOLDER", help=argparse.SUPPRESS)
+    bench.add_argument("--methods", metavar="A,B,…", help="names, each with settings if wanted (default: those of the task)")
+    bench.add_argument("--nfe", metavar="ROWS,ROWS,…", help="budgets, network rows per group (default: those of the task)")
+    bench.add_argument("--seeds", metavar="N", help="a count, or a range such as 3:6 (default 3)")
+    bench.add_argument("--judge", metavar="NAME", action="append", help="a reward to read answers by that steers nobody; may be repeated")
+    _model(bench)
+    _run(bench)
+
     kinds = list(commands.TABLES)
     listing = command("list", commands.listing, f"Show the {', '.join(kinds[:-1])} and {kinds[-1]} that have names.")
     listing.add_argument("kind", nargs="?", choices=kinds)
@@ -91,6 +103,20 @@ def parser() -> argparse.ArgumentParser:
 
 def _what(sub: argparse.ArgumentParser) -> None:
     """The flags that say what to run. No defaults here: what is not given comes from the record, the preset, or `Task`."""
+    _model(sub)
+    run = _run(sub)
+    run.add_argument("--task", metavar="NAME", help="a published task of `viot list tasks`; other flags override what it says")
+    run.add_argument("--particles", metavar="K", type=int, help="particles per group (default 64)")
+    run.add_argument("--seed", type=int, help="(default 0)")
+    run.add_argument("--budget", metavar="ROWS", type=int, help="network rows per group (default K·T)")
+    run.add_argument(
+        "--unsteered", metavar="N", type=int, help="draws of the plain model per group to look at beside, counted apart; 0 for none "
+        "(default: for prompts an eighth of the particles, at most 4)",
+    )  # fmt: skip
+
+
+def _model(sub: argparse.ArgumentParser) -> None:
+    """The flags that say which model."""
     model = sub.add_argument_group("the model")
     model.add_argument("--model", metavar="NAME", help="a name of `viot list models`, org/checkpoint, or a folder (default digits)")
     model.add_argument("--prompt", metavar="TEXT", action="append", help="one per group; may be repeated")
@@ -101,23 +127,20 @@ def _what(sub: argparse.ArgumentParser) -> None:
     )
     model.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="precision of the network (states are float32)")
     model.add_argument("--device", help="cpu, cuda, mps, … (default cpu)")
+
+
+def _run(sub: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """The flags that say what to do with it, whether once or many times."""
     run = sub.add_argument_group("the run")
-    run.add_argument("--task", metavar="NAME", help="a published task of `viot list tasks`; other flags override what it says")
     run.add_argument("--reward", metavar="NAME", help="a name of `viot list rewards`, e.g. digit:7 (default)")
-    run.add_argument("--particles", metavar="K", type=int, help="particles per group (default 64)")
     run.add_argument(
         "--groups", metavar="G", help="independent groups: a count, or a range of indices such as 4:8 (default one per prompt)"
     )
     run.add_argument("--steps", metavar="T", type=int, help="network calls per particle (default 50)")
     run.add_argument("--lam", metavar="λ", help="strength of the reward: a number, ess:0.3 or kl:2 (default 1)")
-    run.add_argument("--seed", type=int, help="(default 0)")
-    run.add_argument("--budget", metavar="ROWS", type=int, help="network rows per group (default K·T)")
     run.add_argument("--batch-size", metavar="ROWS", type=int, help="rows at a time; changes memory, never the draws")
-    run.add_argument(
-        "--unsteered", metavar="N", type=int, help="draws of the plain model per group to look at beside, counted apart; 0 for none "
-        "(default: for prompts an eighth of the particles, at most 4)",
-    )  # fmt: skip
-    run.add_argument("--out", metavar="FOLDER", help="where to write (default: a fresh folder below runs/)")
+    run.add_argument("--out", metavar="FOLDER", help="where to write (default: a folder below runs/)")
+    return run
 
 
 if __name__ == "__main__":

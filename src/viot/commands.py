@@ -226,8 +226,23 @@ def compare(args: argparse.Namespace) -> int:
     setting = f"{strength(record['lam'])}, {base.steps} steps, {budget} network rows per group"
     say(f"\n{bold}{base.model}, steered toward {base.reward}{end}: {setting}\n")
     say(columns(*cells(table, failures), numbers=True))
+    if any("best_text" in row for row in table):
+        from .report.text import visible
+
+        where = " of the first group" if len(told["groups"]) > 1 else ""
+        found = [[row["method"], visible(row["best_text"] or "–")] for row in table]
+        say("\n" + columns(["method", f"best text{where}"], found, width=shutil.get_terminal_size((120, 24)).columns))
     say(f"\n{out}: compare.html, compare.json, and a report for each method")
     return 0 if rows else 2
+
+
+# -- viot bench -----------------------------------------------------------------------------------------------------------------------
+
+
+def benchmark(args: argparse.Namespace) -> int:
+    from .bench.run import run
+
+    return run(args)
 
 
 # -- viot list, viot cite -------------------------------------------------------------------------------------------------------------

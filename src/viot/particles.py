@@ -158,6 +158,23 @@ def notes_of(path: str | Path) -> dict[str, Any]:
         return json.loads(file.metadata()["state"])["notes"]
 
 
+#: Where a state keeps the steps at which its tokens appeared.
+APPEARED = "appeared"
+
+
+def dated(state: State, mask_id: int, step: int) -> State:
+    """The state with `extra["appeared"]` (G, K, length) int16 brought up to date after so many steps: the step 1 … T at which each token
+    appeared, 0 if it was given from the start, −1 while it is masked. A token that is masked again and revealed later has the later step.
+
+    Step 0 is the start of a chain. A state without this array, of a run that began without it, stays without.
+    """
+    masked = (state.x == mask_id).cpu()
+    known = state.extra.get(APPEARED)
+    if known is None:
+        return state if step else state.with_extra(**{APPEARED: torch.where(masked, -1, 0).to(torch.int16)})
+    return state.with_extra(**{APPEARED: torch.where(masked, -1, torch.where(known < 0, step, known)).to(torch.int16)})
+
+
 def flat_index(ancestors: Tensor, particles: int) -> Tensor:
     """Row numbers (G·K',) of ancestors (G, K') in a group-major table with `particles` rows per group."""
     return (ancestors + torch.arange(len(ancestors))[:, None] * particles).reshape(-1)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from . import lineage, weights
-from .particles import State, flat_index, write_tensors
+from .particles import APPEARED, State, flat_index, write_tensors
 from .rng import Rng
 from .tree import Tree
 
@@ -25,6 +27,8 @@ COUNTS = ("nfe", "grad_rows", "decode_rows", "reward_rows", "faults")
 #: Where a method that learns keeps what it knows of its rounds, in `State.group`, (G, R) each.
 ROUNDS = "rounds."
 CLOCKS = ("total", "network", "decode", "reward", "selection")
+#: What is known of every token of a text.
+TOKENS = ("appeared", "letters")
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,9 @@ class Population:
     training     of a method that learns on the way, per round (R, G): ess (share of its particles), log_z, variance of the log-weights, …
     tree         the search tree that the particles were drawn from; `tree.draw(n)` draws again, without a network call
     unsteered    draws of the plain model for the same groups, to look at beside the answer; its cost is its own, not in the counts above
+    appeared     of tokens, (G, K, length) int16: the step 1 … T at which each appeared, 0 if it was given; None where the method does not tell
+    letters      of tokens, (G, K, length): how many characters of its text each stands for (0 behind the end, −1 in a text that they do not
+                 spell), see `pieces`; None where the model does not tell
     """
 
     samples: Any
@@ -66,10 +73,14 @@ class Population:
     unsteered: Population | None = None
     tree: Tree | None = None
     training: dict[str, Tensor] = field(default_factory=dict)
+    appeared: Tensor | None = None
+    letters: Tensor | None = None
 
     @classmethod
-    def from_state(cls, state: State, method: Any, config: dict[str, Any]) -> Population:
-        """The population of a run's final state."""
+    def from_state(
+        cls, state: State, method: Any, config: dict[str, Any], pieces: Callable[[Tensor], list[list[str]]] | None = None
+    ) -> Population:
+        """The population of a run's final state. `pieces` says of tokens (n, length) the pieces of text that they stand for."""
         if not state.done:
             raise ValueError(f"this state is at step {state.step}, not at the end of its run; iterate the method until a state is `done`")
         g, k = state.log_w.shape
@@ -99,6 +110,10 @@ class Population:
             config=config,
             tree=Tree.held(state) if Tree.grows(state) else None,
             training={name[len(ROUNDS) :]: v.T for name, v in state.group.items() if name.startswith(ROUNDS)},
+            appeared=state.extra.get(APPEARED),
+            letters=None
+            if pieces is None or not isinstance(rows, list)
+            else _letters(rows, pieces(state.x.flatten(0, 1))).unflatten(0, (g, k)),
         )
 
     # -- looking at it ------------------------------------------------------------------------------------------------------------
@@ -215,6 +230,7 @@ class Population:
             parts={k: pick(v) for k, v in self.parts.items()},
             log_weights=log_w,
             roots=pick(self.roots),
+            **{name: None if (v := getattr(self, name)) is None else pick(v) for name in TOKENS},
         )
 
     # -- showing it ---------------------------------------------------------------------------------------------------------------
@@ -233,6 +249,20 @@ class Population:
         if self.modality != "text":
             raise TypeError(f"these samples are {self.modality}, not text; see population.samples")
         return self.samples
+
+    def pieces(self, group: int, particle: int) -> list[tuple[str, int]] | None:
+        """The tokens of a text, at these positions: the piece that each spells and the step at which it appeared (0: given from the start).
+
+        None where model or method did not tell.
+        """
+        if self.appeared is None or self.letters is None:
+            return None
+        letters, steps = self.letters[group, particle].tolist(), self.appeared[group, particle].tolist()
+        ends = list(accumulate(letters))
+        text = self.text()[group][particle]
+        if ends[-1] != len(text):
+            return None
+        return [(text[end - n : end], step) for n, end, step in zip(letters, ends, steps, strict=True) if n]
 
     def show(self) -> Path:
         """Write the report to a temporary folder and open it in the browser; returns its path."""
@@ -303,6 +333,7 @@ class Population:
         tensors = {name: getattr(self, name) for name in ("x0", "rewards", "log_weights", "log_z", "roots", "ancestors")}
         tensors |= {f"trace.{k}": v for k, v in self.trace.items()} | {f"parts.{k}": v for k, v in self.parts.items()}
         tensors |= {f"training.{k}": v for k, v in self.training.items()}
+        tensors |= {name: v for name in TOKENS if (v := getattr(self, name)) is not None}
         if isinstance(self.samples, Tensor):
             tensors["samples"] = self.samples
         else:
@@ -331,6 +362,14 @@ class Population:
         tensors.setdefault("samples", record.get("samples"))
         counts = {name: record[name] for name in COUNTS}
         return cls(**tensors, **rooms, **counts, exact=record["exact"], seconds=record["seconds"], config=record["config"])
+
+
+def _letters(texts: list[str], pieces: list[list[str]]) -> Tensor:
+    """(n, length) int16: the lengths of the pieces of each text; −1 in one that they do not spell."""
+    found = [
+        [len(piece) for piece in parts] if "".join(parts) == text else [-1] * len(parts) for text, parts in zip(texts, pieces, strict=True)
+    ]
+    return torch.tensor(found, dtype=torch.int16)
 
 
 def _plain(value: Tensor) -> Any:

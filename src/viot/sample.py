@@ -119,7 +119,7 @@ class Run:
                 state = settle(self.problem, state)
             finally:
                 vars(cost).update(now)
-        return Population.from_state(state, self.method, self.config)
+        return Population.from_state(state, self.method, self.config, getattr(self.problem.evaluate.model, "pieces", None))
 
     def progress(self, state: State) -> int:
         """How far a state is, in steps of T."""
@@ -240,6 +240,8 @@ def prepare(
     rng = Rng(seed)
     evaluate = Evaluate(model, reward, kernel, rng, batch_size)
     problem = Problem(evaluate, grid, kernel, indices, k, float(config["lam"]), rng, budget)
+    if callable(check := getattr(method, "check", None)):
+        check(problem)
     return Run(problem, method, config)
 
 

@@ -63,7 +63,7 @@ class Task:
             known = tasks[args.task].make()
             task = cls(model=known.model, reward=known.reward, particles=known.particles, steps=known.steps, preset=args.task)
             task = task.by(method or cls.method, args)
-            if not (args.prompt or args.prompts):
+            if known.prompts is not None and not (args.prompt or args.prompts):
                 task = replace(task, loading={"prompt": known.prompts()})
         else:
             task = cls()

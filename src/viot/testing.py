@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from . import reward as rewarding
-from .kernel import Gaussian
+from .kernel import Categorical, Gaussian
 from .methods import make
 from .model import Grid, Prediction
 from .models import as_model
@@ -219,7 +219,10 @@ def _check_shapes(prediction: Prediction, x: Tensor, what: str, categorical: boo
     )
     good = not bool(logits.isnan().any()) and bool((logits > -torch.inf).any(-1).all()) and bool((logits < torch.inf).all())
     _require(good, f"{what}.predict returned logits with NaN, +inf, or no possible token at some position (−inf forbids a token)")
-    _require(not prediction.x0.is_floating_point(), f"{what}.predict must return tokens as x0 (the argmax fill), not {prediction.x0.dtype}")
+    _require(
+        not prediction.x0.is_floating_point(),
+        f"{what}.predict must return tokens as x0 (the argmax fill, or x_t itself), not {prediction.x0.dtype}",
+    )
 
 
 def _check_gradients(model: Any, x: Tensor, t: Tensor, group: Tensor, categorical: bool) -> None:
@@ -265,6 +268,15 @@ def _check_decode(model: Any, x0: Tensor, group: Tensor, tolerance: float) -> No
             len(one) == 1 and _alike(one[0], samples[i], tolerance),
             f"{what}.decode is not a function of each row alone: sample {i} differs between a batch of 1 and of {len(x0)}",
         )
+    spell: Any = getattr(model, "pieces", None)
+    if callable(spell):
+        spelled: Any = spell(x0)
+        for i, (parts, text, row) in enumerate(zip(spelled, samples, x0, strict=True)):
+            _require(
+                len(parts) == row.numel() and "".join(parts) == text,
+                f"{what}.pieces must return, for each row, one string per token whose concatenation is what decode returns; for row {i} they are "
+                f"{parts!r}, the text is {text!r}",
+            )
 
 
 # -- rewards --------------------------------------------------------------------------------------------------------------------------
@@ -381,10 +393,48 @@ class _Closeness:
         return -(gap[:, 0] * gap[:, 0] + gap[:, 1] * gap[:, 1])
 
 
+class _Letters:
+    """Four letters of three, masked; what is likely depends on what is revealed. Whole numbers alone, so that every batch rounds alike."""
+
+    event_shape, dtype, device = (4,), torch.int64, torch.device("cpu")
+    kernel = Categorical(3)
+
+    def __init__(self) -> None:
+        self.rows = 0
+
+    def grid(self, steps: int) -> Grid:
+        revealed = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+        return Grid(1 - revealed[:-1], revealed, 1 - revealed)
+
+    def prior(self, n: int, generator: torch.Generator) -> Tensor:
+        return torch.full((n, 4), 3)
+
+    def predict(self, x: Tensor, t: Tensor, group: Tensor) -> Prediction:
+        self.rows += len(x)
+        known = torch.where(x == 3, 5, x) * torch.tensor([1, 2, 3, 5])
+        likes = (known.sum(-1)[:, None, None] + torch.arange(4)[:, None] + torch.arange(3)) % 7
+        logits = likes.double() / 4 - (t * 0.25)[:, None, None]
+        return Prediction(torch.where(x == 3, logits.argmax(-1), x), logits=logits)
+
+    def decode(self, x0: Tensor, group: Tensor) -> Tensor:
+        return x0
+
+
+class _Spelling:
+    """Scores for letters and for two of them side by side."""
+
+    name = "spelling"
+
+    def __call__(self, samples: Tensor) -> Tensor:
+        pairs = (samples[:, :-1] == 2) & (samples[:, 1:] == 0)
+        return (samples == 1).sum(-1) + 1.75 * pairs.sum(-1).double() - 0.25 * (samples[:, 0] == 0)
+
+
 def check_method(method: Any, steps: int = 6, particles: int = 8) -> None:
     """Does this Method keep the contract? Raises AssertionError if not. Takes a name or an object.
 
-    It runs on a small exact Gaussian model whose predictions do not depend on the batch, and checks that
+    It runs on a small exact Gaussian model whose predictions do not depend on the batch (on a small masked one, if the method says that it
+    `needs_tokens`), and checks that
 
     - network calls go through `problem.evaluate`, stay inside the budget, and are recorded in every yielded state;
     - each yielded state alone determines the rest: saved to disk, loaded, and continued by a fresh copy of the method, the run ends with
@@ -406,13 +456,14 @@ def check_method(method: Any, steps: int = 6, particles: int = 8) -> None:
     _require(isinstance(getattr(method, "exact", None), bool), f"{what} must say whether it is `exact`: does it target p(x) exp(λ r(x))?")
     cost = method.cost(steps)
     _require(isinstance(cost, int) and cost >= 1, f"{what}.cost({steps}) must be a whole number ≥ 1, not {cost!r}")
+    tokens = bool(getattr(method, "needs_tokens", False))
     # At least four particles, so that there is something to select among.
     particles = max(particles, math.ceil(4 * cost / steps))
 
     def start(groups: Any = 5, batch_size: int | None = None, lam: float = 1.0, k: int = particles) -> Run:
         return prepare(
-            _Isotropic(),
-            _Closeness(),
+            _Letters() if tokens else _Isotropic(),
+            _Spelling() if tokens else _Closeness(),
             copy.deepcopy(method),
             particles=k,
             groups=groups,
@@ -458,7 +509,7 @@ def check_method(method: Any, steps: int = 6, particles: int = 8) -> None:
         )
         for size in (1, 3, 7):
             _compare(_answer(start(batch_size=size)), whole, f"{what}: batch_size={size} changes the answer; it may change memory only")
-        if method.exact:
+        if method.exact and not tokens:
             _check_strength(what, lambda lam, groups: _answer(start(groups=groups, lam=lam, k=max(256, particles))))
 
 
@@ -618,6 +669,9 @@ def _compare(got: Population, expected: Population, message: str, costs: bool = 
         k = min(got.shape[1], expected.shape[1])
         both = [population.best(k) for population in (got, expected)]
         pairs |= {name: tuple(getattr(p, name) for p in both) for name in ("x0", "samples", "rewards", "log_weights", "roots")}
+        if not len(expected.ancestors):
+            # Of no selection, whose width is that of the answer.
+            pairs["ancestors"] = (got.ancestors[..., :k], expected.ancestors[..., :k])
     differ = [name for name, (a, b) in pairs.items() if not _alike(a, b, 0.0)]
     _require(not differ, f"{message} (differing: {', '.join(differ)}).")
 

@@ -1,4 +1,4 @@
-"""What the papers measured: tasks with the settings that were published for each method."""
+"""What the papers measured: tasks with the settings that were published for each method, and rows and tables of running them."""
 
 from .tasks import Preset, tasks
 

@@ -24,7 +24,7 @@ from .. import resample, weights
 from ..guidance import Guidance, as_guidance, prior_std, still
 from ..kernel import Bias, shifted
 from ..model import Prediction
-from ..particles import Selection, State
+from ..particles import Selection, State, dated
 from ..problem import Aside, DeadPopulation, Problem
 from ..reward import name_of
 from ..value import Tweedie, Value, as_value, scored_by
@@ -157,6 +157,8 @@ class SMC(Method):
                 )
             guide.check(problem)
             state = begin(problem, state, guide)
+        mask = getattr(problem.kernel, "mask_id", None)
+        state = state if mask is None else dated(state, mask, 0)
         return state.with_extra(path=torch.zeros_like(state.log_w))
 
     def look(self, problem: Problem, state: State) -> State:
@@ -223,6 +225,8 @@ class SMC(Method):
             **{name: problem.rows(v) if isinstance(v, Tensor) else v for name, v in pushes.items() if v is not None},
         )
         after = state.but(x=problem.fold(x), log_w=state.log_w + problem.fold(log_ratio), prediction=None)
+        if (mask := getattr(problem.kernel, "mask_id", None)) is not None:
+            after = dated(after, mask, state.step + 1)
         return self.moved(problem, state, after, pushes.get("drift"))
 
     def moved(self, problem: Problem, before: State, after: State, drift: Any) -> State:

@@ -11,8 +11,8 @@ from .files import write_images
 from .page import notebook, page
 from .pictures import to_pil
 from .sheet import contact_sheet
+from .text import samples_text
 from .verdict import Verdict, verdict
-from .words import number
 
 if TYPE_CHECKING:
     from ..population import Population
@@ -44,18 +44,3 @@ def save_report(population: Population, folder: str | Path) -> list[dict[str, An
             os.replace(partial, folder / "samples.png")
     write_text(folder / "report.html", page(population))
     return images
-
-
-def samples_text(population: Population) -> str:
-    """One sample per line, the heaviest first: reward, weight, and the text with its line breaks spelled \\n."""
-    from .gallery import group_label
-    from .pictures import order
-
-    lines = []
-    for i, positions in enumerate(order(population).tolist()):
-        if population.shape[0] > 1:
-            lines.append(f"# {group_label(population, i)}")
-        for j in positions:
-            text = str(population.samples[i][j]).replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
-            lines.append(f"{number(population.rewards[i, j])}\t{population.weights[i, j]:.6f}\t{text}")
-    return "\n".join(lines) + "\n"

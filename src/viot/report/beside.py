@@ -1,10 +1,11 @@
-"""The methods' best pictures side by side, a line for each prompt."""
+"""What the methods found best side by side, pictures or texts, a line for each prompt."""
 
 from __future__ import annotations
 
 from html import escape
 from typing import TYPE_CHECKING
 
+from . import text
 from .cards import pick
 from .gallery import heading
 from .picks import best
@@ -18,8 +19,10 @@ PICTURES = 320
 
 
 def side_by_side(populations: dict[str, Population]) -> str:
-    """Unsteered first, then what each method found best; nothing where there are no pictures of prompts."""
+    """Unsteered first, then what each method found best; nothing where there are neither texts nor pictures of prompts."""
     first = next(iter(populations.values()), None)
+    if first is not None and first.modality == "text":
+        return text.side_by_side(populations)
     if first is None or first.modality not in ("images", "video") or not (first.prompts or _plain(populations)):
         return ""
     plain, g = _plain(populations), first.shape[0]

@@ -61,7 +61,7 @@ def _card(population: Population, i: int, folded: int) -> str:
     if others:
         columns.append(_column("some", "Good and different", "".join(show(j, 208) for j in others)))
     return (
-        f'<article><h3>{escape(heading(population, i))}</h3><p class="lede">{_story(population, i)}</p>'
+        f'<article><h3>{escape(heading(population, i))}</h3><p class="lede">{story(population, i)}</p>'
         f'<div class="picks">{"".join(columns)}</div>{_foldout(population, i, folded)}</article>'
     )
 
@@ -70,7 +70,7 @@ def _column(kind: str, name: str, items: str) -> str:
     return f'<div class="pick {kind}"><p class="more">{escape(name)}</p><ol class="tiles">{items}</ol></div>'
 
 
-def _story(population: Population, i: int) -> str:
+def story(population: Population, i: int) -> str:
     """A group's rewards, and what became of its first ancestors, in a line."""
     rewards, plain = population.rewards[i], population.unsteered
     finite = rewards[rewards.isfinite()]

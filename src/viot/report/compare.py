@@ -16,6 +16,7 @@ from .page import document
 from .pictures import order
 from .search import findings
 from .svg import LEFT, RIGHT, Scale, axes, figure, marker, ticks
+from .text import best_text
 from .verdict import standard_error, verdict
 from .words import count, duration, listed, number, percent, plural, setting, table
 
@@ -51,13 +52,13 @@ def row(name: str, population: Population, judged: float | None = None) -> dict[
 
     living = population.ess > 0
     error = standard_error(population) if population.exact else math.nan
-    best = population.rewards[population.rewards.isfinite()]
+    finite = population.rewards[population.rewards.isfinite()]
     return {
         "method": name,
         "exact": population.exact,
         "mean_reward": mean(population.mean()[living]),
         "standard_error": None if math.isnan(error) else error,
-        "best_reward": float(best.max()) if len(best) else None,
+        "best_reward": float(finite.max()) if len(finite) else None,
         "best_per_prompt": mean(population.rewards.amax(-1)) if len(population.prompts) > 1 else None,
         # A tree's draws are equally weighted, whatever they are worth: what tells is how many leaves share its law.
         "ess": mean(population.ess if population.tree is None else findings(population).effective) if population.exact else None,
@@ -69,6 +70,7 @@ def row(name: str, population: Population, judged: float | None = None) -> dict[
         "reward_rows": population.reward_rows,
         "seconds": population.seconds.get("total", 0.0),
         "verdict": verdict(population).headline,
+        **({"best_text": best.text if (best := best_text(population, 0)) else None} if population.modality == "text" else {}),
     }
 
 

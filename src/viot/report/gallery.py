@@ -1,4 +1,4 @@
-"""The samples on the page: pictures, texts or points, by weight, and beside them those of highest reward."""
+"""The samples on the page: pictures or points, by weight, and beside them those of highest reward. Texts have a file of their own."""
 
 from __future__ import annotations
 
@@ -40,6 +40,10 @@ def gallery(population: Population) -> str:
     """The section's content, for any kind of samples."""
     if population.modality == "tensor":
         return _plots(population)
+    if population.modality == "text":
+        from .text import texts
+
+        return texts(population)
     try:
         if population.modality in ("images", "video") and (population.prompts or population.unsteered is not None):
             from .cards import cards
@@ -81,10 +85,9 @@ def _columns(population: Population) -> str:
 
 
 def tiles(population: Population, which: list[tuple[int, int]], w: Tensor, grouped: bool = False, largest: int = 320) -> str:
-    """The particles (group, position) as pictures of at most `largest` pixels or as texts, each with its reward and weight; w (G, K)."""
+    """The particles (group, position) as pictures of at most `largest` pixels, each with its reward and weight; w (G, K)."""
     tops = w.amax(-1).tolist()
     best = population.rewards.nan_to_num(nan=-math.inf).argmax(-1).tolist()
-    text = population.modality == "text"
     flat = uniform(population)
     items = []
     decimals = places(population.rewards.flatten().tolist())
@@ -100,16 +103,14 @@ def tiles(population: Population, which: list[tuple[int, int]], w: Tensor, group
         kind = "tile best" if j == best[i] else "tile"
         flag = MARKED if bool(flagged[i, j]) else ""
         items.append(
-            f'<li class="{kind}" title="{escape(tip)}">{_content(population.samples[i][j], text, tip, largest)}{flag}<div>{numbers}{bar}</div></li>'
+            f'<li class="{kind}" title="{escape(tip)}">{_content(population.samples[i][j], tip, largest)}{flag}<div>{numbers}{bar}</div></li>'
         )
     legend = "" if flat else " and weight"
-    size = "" if text or max(population.samples.shape[-2:]) <= 96 else " large"
-    return f'<ol class="{"texts" if text else "tiles"}{size}" aria-label="samples with reward{legend}">{"".join(items)}</ol>'
+    size = "" if max(population.samples.shape[-2:]) <= 96 else " large"
+    return f'<ol class="tiles{size}" aria-label="samples with reward{legend}">{"".join(items)}</ol>'
 
 
-def _content(sample: Any, text: bool, tip: str, largest: int) -> str:
-    if text:
-        return f"<p>{escape(str(sample))}</p>"
+def _content(sample: Any, tip: str, largest: int) -> str:
     size = ' class="pixels"' if max(sample.shape[-2:]) <= 128 else ""
     return f'<img{size} src="{data_uri(sample, largest)}" alt="{escape(tip)}">'
 

@@ -52,9 +52,9 @@ class Scale:
 
 def chart(
     title: str, note: str, lines: list[Line], *, x_label: str = "step", y_label: str = "",
-    floor: float | None = None, ceiling: float | None = None, x_range: tuple[float, float] | None = None,
+    floor: float | None = None, ceiling: float | None = None, x_range: tuple[float, float] | None = None, whole: bool = True,
 ) -> str:  # fmt: skip
-    """A line chart with its title, a sentence on what it shows, and a legend where it has several lines."""
+    """A line chart with its title, a sentence on what it shows, and a legend where it has several lines. `whole`: x counts something."""
     values = [v for line in lines for v in (*line.y, *(line.low or ()), *(line.high or ())) if math.isfinite(v)]
     if not values:
         return ""
@@ -70,7 +70,7 @@ def chart(
     xs = [v for line in lines for v in line.x]
     x0, x1 = x_range or (min(xs), max(xs))
     x, y = Scale(x0, x1, LEFT, WIDTH - RIGHT), Scale(low, high, HEIGHT - BOTTOM, TOP)
-    parts = [_axes(x, y, ticks(x0, x1, 6, whole=True), marks, (x0, x1), x_label, y_label)]
+    parts = [_axes(x, y, ticks(x0, x1, 6, whole=whole), marks, (x0, x1), x_label, y_label)]
     for i, line in enumerate(lines):
         if line.low is not None and line.high is not None:
             parts.append(_band(line, x, y, i))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .search import findings
+from .text import glimpse
 from .verdict import standard_error, verdict
 from .words import count, duration, number, plural, sentence, size, title
 
@@ -56,6 +57,8 @@ def summary(
         if not any(reason.lower() in text.lower() for text in told):
             lines += textwrap.wrap(reason, WIDTH, initial_indent="    ", subsequent_indent="    ")
     lines += ["", facts(_scores(population))]
+    if population.modality == "text" and (best := glimpse(population)):
+        lines += ["", facts([(name.ljust(len("lineages left")), line) for name, line in best])]
     if folder is not None:
         names = [
             name
