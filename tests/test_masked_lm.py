@@ -16,6 +16,7 @@ import viot
 from viot.methods import DTS, FKD, FVD, SVDD, VASR, DTSStar, Importance, TriTSMC
 from viot.models.masked_lm import MaskedLM, nucleus
 from viot.models.tokens import Letters, given
+from viot.rng import Draw, Rng
 from viot.testing import check_model
 from viot.value import X0Samples
 
@@ -150,6 +151,16 @@ def test_temperature_and_nucleus_make_another_model():
         plain = shares(alike, texts_of(language(alike), 1, 8000, 3))
         assert plain[joint == 0].sum() > 0 or chi2(plain, joint) > 10
     assert nucleus(torch.tensor([[0.5, 0.3, 0.2]]).log(), 1e-9).isfinite().tolist() == [[True, False, False]]
+
+
+def test_confidence_is_that_of_the_network_itself():
+    # At a temperature near 0 every position is certain, and "surest" would mean the first.
+    model = language(MarkovTokens(length=4), order="confidence", temperature=1e-3)
+    x = torch.full((1, 4), 3)
+    sure = network(MarkovTokens(length=4))(x)[..., :3].softmax(-1).amax(-1)[0]
+    prediction = model.predict(x, torch.ones(1), torch.zeros(1, dtype=torch.long))
+    after, _ = model.kernel.step(x, prediction, model.grid(4).coeffs(0), 1.0, Draw(Rng(0), [0], 0, "propose"))
+    assert int((after != 3)[0].nonzero()) == int(sure.argmax()) != 0
 
 
 def test_remasking_lets_tokens_change_and_keeps_what_is_given():

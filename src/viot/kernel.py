@@ -70,6 +70,14 @@ def shifted(noise: Tensor, shift: Tensor, spread: Tensor | None = None) -> tuple
     return shift + spread * noise, ratio.expand_as(xi).flatten(1).sum(1).cpu()
 
 
+def at_work(masked: Tensor, prediction: Prediction) -> Tensor:
+    """The masks (rows, length), on the CPU, that may be revealed now: all, or those of the lowest block where a model has blocks."""
+    if "block" not in prediction.extra:
+        return masked
+    block = torch.where(masked, prediction.extra["block"].cpu(), torch.iinfo(torch.long).max)
+    return masked & (block == block.amin(-1, keepdim=True))
+
+
 @dataclass(frozen=True)
 class Gaussian:
     """The Gaussian kernel of the module's formula. `fresh=True` is that of consistency models: mean α_s x0, std σ_s, whatever η."""
@@ -164,8 +172,8 @@ class Categorical:
     remask   the largest probability η with which a revealed token is masked again: ϑ = min(η, σ_s / α_t) (ReMDM-cap, arXiv 2503.00307);
              masks are revealed the more often, so that α_s of all tokens are. None is masked in the last step
 
-    A model may say more in its predictions' `extra`: `block` (rows, length) int64, of which only the lowest with a mask in it is worked on, and
-    `given` (rows, length) bool, tokens that are never masked again. Tokens are drawn in float64, at revealed positions only. `drift` is added
+    A model may say more in its predictions' `extra`: `block` (rows, length) int64, of which only the lowest with a mask in it is worked on;
+    `given` (rows, length) bool, tokens that are never masked again; `sure` (rows, length), by which "confidence" ranks. Tokens are drawn in float64, at revealed positions only. `drift` is added
     to the logits: (rows, length, vocabulary), or a function (row, position) -> (n, vocabulary) of the n positions that are being revealed.
     """
 
@@ -229,24 +237,22 @@ class Categorical:
 
     def _counted(self, masked: Tensor, prediction: Prediction, chance: Tensor, draw: Draw) -> Tensor:
         """Which masks (rows, length) are revealed when their number is set: in the block that is at work, the first ones of the order."""
-        at_work, n = masked, masked.sum(-1, keepdim=True)
-        share: Tensor = chance
-        if "block" in prediction.extra:
-            block = torch.where(masked, prediction.extra["block"].cpu(), torch.iinfo(torch.long).max)
-            at_work = masked & (block == block.amin(-1, keepdim=True))
-            # The steps that are left, 1/chance of them, are dealt out to blocks by what is masked in each.
-            here = at_work.sum(-1, keepdim=True)
-            share, n = 1 / (here / chance / n.clamp_min(1) - 1e-9).ceil().clamp_min(1), here
+        open, n = at_work(masked, prediction), masked.sum(-1, keepdim=True)
+        # The steps that are left, 1/chance of them, are dealt out to blocks by what is masked in each.
+        here = open.sum(-1, keepdim=True)
+        share = 1 / (here / chance / n.clamp_min(1) - 1e-9).ceil().clamp_min(1) if "block" in prediction.extra else chance
         if self.order == "first-hitting":
             key = draw.uniform(tuple(masked.shape))
         elif self.order == "left":
             key = -torch.arange(masked.shape[1], dtype=torch.float64)
+        elif "sure" in prediction.extra:
+            key = prediction.extra["sure"].cpu()
         else:
             assert prediction.logits is not None
             key = double(prediction.logits).softmax(-1).amax(-1).cpu()
-        rank = torch.where(at_work, key, -torch.inf).argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+        rank = torch.where(open, key, -torch.inf).argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
         # A hair less than n · share, which for n steps left would round up to two.
-        return at_work & (rank < (n * share - 1e-9).ceil())
+        return open & (rank < (here * share - 1e-9).ceil())
 
     def guess(self, x_t: Tensor, prediction: Prediction, draw: Draw | None = None, n: int = 1) -> Tensor:
         """(rows, n, length): masks filled with the likeliest token (n = 1), or n fills drawn independently per position."""

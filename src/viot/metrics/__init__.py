@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .text import cosine, distinct, ngram_kernel, vendi
+
 
 def frechet_distance(x: Tensor, y: Tensor) -> float:
     """‖μ_x − μ_y‖² + Tr(Σ_x + Σ_y − 2 (Σ_x Σ_y)^½) between features x (n, d) and y (m, d).
@@ -29,4 +31,4 @@ def pairwise_distance(x: Tensor) -> float:
     return float(torch.pdist(x.flatten(1).double()).mean())
 
 
-__all__ = ["frechet_distance", "pairwise_distance"]
+__all__ = ["cosine", "distinct", "frechet_distance", "ngram_kernel", "pairwise_distance", "vendi"]

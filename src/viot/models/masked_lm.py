@@ -106,11 +106,14 @@ class MaskedLM:
             logits[..., self.mask_id] = -torch.inf
         if self.end_id is not None and bool(self.endless.any()):
             logits[..., self.end_id].masked_fill_(self._rows(self.endless, group), -torch.inf)
+        extra: dict[str, Tensor] = {}
+        if self.kernel.order == "confidence" and (self.temperature != 1 or self.top_p < 1):
+            # Where it is sure is the network's own matter (LLaDA): a low temperature would be sure of everything.
+            extra["sure"] = logits.softmax(-1).amax(-1)
         if self.temperature != 1:
             logits = logits / self.temperature
         if self.top_p < 1:
             logits = nucleus(logits, self.top_p)
-        extra: dict[str, Tensor] = {}
         if self.kernel.remask:
             extra["given"] = self._rows(self.start != self.mask_id, group)
         if self.block is not None:

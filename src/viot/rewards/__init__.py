@@ -187,6 +187,180 @@ def _deblurring(argument: str) -> Any:
     return Deblurring.from_file(file, sd)
 
 
+@rewards.add("count", "how often a piece of text occurs", cost="free", licence="Apache-2.0", example="count:a")
+def _count(wanted: str) -> Any:
+    from .text import Count
+
+    return Count(wanted)
+
+
+@rewards.add("regex", "1 where a regular expression matches, else 0", cost="free", licence="Apache-2.0", example="regex:^mar")
+def _regex(pattern: str) -> Any:
+    from .text import Regex
+
+    return Regex(pattern)
+
+
+@rewards.add(
+    "length",
+    "minus the distance to a length in characters or words",
+    cost="free",
+    licence="Apache-2.0",
+    example="length:6, length:12 words",
+)
+def _length(argument: str) -> Any:
+    from .text import Length
+
+    return Length.parse(argument)
+
+
+@rewards.add(
+    "lexicon", "sum of the weights of the words a file lists", cost="free", licence="Apache-2.0, the file is yours", example="lexicon:FILE"
+)
+def _lexicon(file: str) -> Any:
+    from .text import Lexicon
+
+    return Lexicon.from_file(file)
+
+
+@rewards.add(
+    "reviews",
+    "log-probability that a sentence of a film review is positive or negative",
+    cost="0.3 ms per text",
+    licence="Apache-2.0, trained on rt-polarity (Pang & Lee 2005)",
+    example="reviews:positive, reviews:negative",
+)
+def _reviews(label: str = "positive") -> Any:
+    from .readers import Reviews
+
+    return Reviews(label)
+
+
+@rewards.add(
+    "reviews-judge",
+    "the same by another kind of reader: for measuring, not for steering",
+    cost="0.05 ms per text",
+    licence="Apache-2.0, trained on SST-2 (Socher et al. 2013)",
+    example="reviews-judge:positive",
+)
+def _reviews_judge(label: str = "positive") -> Any:
+    from .readers import ReviewsJudge
+
+    return ReviewsJudge(label)
+
+
+@rewards.add(
+    "acceptable",
+    "log-probability that linguists accept the sentence, weakly",
+    cost="0.3 ms per text",
+    licence="Apache-2.0, trained on CoLA (Warstadt et al. 2019)",
+)
+def _acceptable() -> Any:
+    from .readers import Acceptable
+
+    return Acceptable()
+
+
+@rewards.add(
+    "ngram",
+    "mean log-probability per letter of a name, or per word of a film review",
+    cost="0.3 ms per text",
+    licence="Apache-2.0, trained on a list of first names and on rt-polarity",
+    example="ngram:names, ngram:reviews",
+)
+def _ngram(name: str) -> Any:
+    from .readers import Fluency
+
+    return Fluency(name)
+
+
+@rewards.add(
+    "classifier",
+    "log-probability of a label by a text classifier of the hub",
+    cost="0.5 GB, 0.1 s per text on one core (RoBERTa base)",
+    licence="the checkpoint's",
+    example="classifier:ORG/MODEL:LABEL",
+)
+def _classifier(argument: str) -> Any:
+    from .language import Classifier
+
+    checkpoint, _, label = argument.rpartition(":")
+    if not checkpoint or not label:
+        raise ValueError(f"classifier takes a checkpoint and a label, not {argument!r}; write classifier:ORG/MODEL:LABEL")
+    return Classifier(checkpoint, label)
+
+
+@rewards.add(
+    "toxicity",
+    "log-probability that a text is toxic, or not: low (SkolkovoInstitute/roberta_toxicity_classifier)",
+    cost="0.5 GB, 0.1 s per text on one core",
+    licence="the checkpoint's",
+    example="toxicity, toxicity:low",
+)
+def _toxicity(label: str | None = None) -> Any:
+    from .language import preset
+
+    return preset("toxicity", label)
+
+
+@rewards.add(
+    "cola",
+    "log-probability that linguists accept the sentence (textattack/roberta-base-CoLA)",
+    cost="0.5 GB, 0.1 s per text on one core",
+    licence="the checkpoint's",
+)
+def _cola(label: str | None = None) -> Any:
+    from .language import preset
+
+    return preset("cola", label)
+
+
+@rewards.add(
+    "sentiment",
+    "log-probability of a sentiment, learnt from tweets (cardiffnlp/twitter-roberta-base-sentiment)",
+    cost="0.5 GB, 0.1 s per text on one core",
+    licence="the checkpoint's",
+    example="sentiment:positive, sentiment:negative, sentiment:neutral",
+)
+def _sentiment(label: str | None = None) -> Any:
+    from .language import preset
+
+    return preset("sentiment", label)
+
+
+@rewards.add(
+    "formality",
+    "log-probability that a text is formal, or informal (cointegrated/roberta-base-formality)",
+    cost="0.5 GB, 0.1 s per text on one core",
+    licence="the checkpoint's",
+    example="formality, formality:informal",
+)
+def _formality(label: str | None = None) -> Any:
+    from .language import preset
+
+    return preset("formality", label)
+
+
+@rewards.add(
+    "perplexity",
+    "minus ln 2 times the nats per token of a causal language model of the hub",
+    cost="0.5 GB, 0.2 s per text on one core (GPT-2)",
+    licence="the checkpoint's",
+    example="perplexity:ORG/MODEL",
+)
+def _perplexity(checkpoint: str) -> Any:
+    from .language import Perplexity
+
+    return Perplexity(checkpoint)
+
+
+@rewards.add("gpt2-perplexity", "the same by GPT-2", cost="0.5 GB, 0.2 s per text on one core", licence="MIT, not gated")
+def _gpt2_perplexity() -> Any:
+    from .language import Perplexity
+
+    return Perplexity("gpt2", name="gpt2-perplexity")
+
+
 @rewards.add(
     "judge",
     "0 to 10 from a vision-language model behind an OpenAI-compatible endpoint",
@@ -244,11 +418,15 @@ _FAMILIES = {
     "imagereward": ("ImageReward",),
     "inverse": ("Deblurring", "Inpainting", "Likelihood", "SuperResolution"),
     "judge": ("Judge",),
+    "language": ("Classifier", "Perplexity"),
     "pixels": ("Brightness", "Jpeg"),
     "points": ("Quadratic",),
+    "readers": ("Acceptable", "Fluency", "Reviews", "ReviewsJudge"),
+    "text": ("Count", "Length", "Lexicon", "Regex"),
 }
 
 __all__ = [
-    "HPS", "Aesthetic", "Brightness", "ClipScore", "Deblurring", "Digits", "ImageReward", "Inpainting", "Jpeg", "Judge", "Likelihood",
-    "Min", "Noisy", "PickScore", "Product", "Quadratic", "Reward", "Scores", "Sum", "SuperResolution", "as_reward", "rewards",
+    "HPS", "Acceptable", "Aesthetic", "Brightness", "Classifier", "ClipScore", "Count", "Deblurring", "Digits", "Fluency", "ImageReward",
+    "Inpainting", "Jpeg", "Judge", "Length", "Lexicon", "Likelihood", "Min", "Noisy", "Perplexity", "PickScore", "Product", "Quadratic",
+    "Regex", "Reviews", "ReviewsJudge", "Reward", "Scores", "Sum", "SuperResolution", "as_reward", "rewards",
 ]  # fmt: skip
