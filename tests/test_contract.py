@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from helpers import METHODS, Differentiable, Line, Tokens, close, differing, run
+from helpers import METHODS, TOKEN_METHODS, Differentiable, Line, Tokens, close, differing, run
 
 import viot
 from viot.methods import FKD, Method, make
@@ -377,7 +377,7 @@ def test_a_reward_of_one_sample_alone():
 # -- methods --------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, *TOKEN_METHODS])
 def test_every_method_passes(method):
     check_method(method)
 

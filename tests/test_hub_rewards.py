@@ -294,7 +294,7 @@ def test_checkpoints_load_from_folders(tmp_path, monkeypatch):
     """The whole way of a published checkpoint: config, safetensors and tokenizer on disk. And one that is another architecture."""
     network = tiny_clip()
     network.half().save_pretrained(tmp_path)
-    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda source: Words())
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda source, **_: Words())
     reward = as_reward(f"clip:{tmp_path}:a cat")
     assert (reward.name, reward.text) == (f"clip:{tmp_path}:a cat", "a cat")
     assert next(reward.network.parameters()).dtype == torch.float32, "published in half precision, used in single"
@@ -612,7 +612,7 @@ def as_reward_with(name, monkeypatch):
         def add_tokens(self, tokens, special_tokens):
             added.extend(tokens)
 
-    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda source: Bert())
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda source, **_: Bert())
     reward = as_reward(name)
     assert added == ["[DEC]", "[ENC]"]
     return reward

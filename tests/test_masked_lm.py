@@ -155,9 +155,10 @@ def test_temperature_and_nucleus_make_another_model():
 
 def test_confidence_is_that_of_the_network_itself():
     # At a temperature near 0 every position is certain, and "surest" would mean the first.
-    model = language(MarkovTokens(length=4), order="confidence", temperature=1e-3)
+    world = MarkovTokens(first=[0.34, 0.33, 0.33], length=4)
+    model = language(world, order="confidence", temperature=1e-3)
     x = torch.full((1, 4), 3)
-    sure = network(MarkovTokens(length=4))(x)[..., :3].softmax(-1).amax(-1)[0]
+    sure = network(world)(x)[..., :3].softmax(-1).amax(-1)[0]
     prediction = model.predict(x, torch.ones(1), torch.zeros(1, dtype=torch.long))
     after, _ = model.kernel.step(x, prediction, model.grid(4).coeffs(0), 1.0, Draw(Rng(0), [0], 0, "propose"))
     assert int((after != 3)[0].nonzero()) == int(sure.argmax()) != 0

@@ -344,8 +344,8 @@ def test_a_revision_reaches_the_loaders_and_remote_code_does_not(monkeypatch):
         )
     Classifier("org/model", 0, revision="v1")
     assert told == {
-        "AutoModelForSequenceClassification": {"revision": "v1", "output_loading_info": True},
-        "AutoTokenizer": {"revision": "v1"},
+        "AutoModelForSequenceClassification": {"revision": "v1", "output_loading_info": True, "trust_remote_code": False},
+        "AutoTokenizer": {"revision": "v1", "trust_remote_code": False},
     }
 
 

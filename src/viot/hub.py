@@ -46,7 +46,9 @@ def pretrained(kind: str, source: str, instead: str, revision: str | None = None
     at = {} if revision is None else {"revision": revision}
     try:
         with quietly():
-            loaded = loader.from_pretrained(source, **at, **({"output_loading_info": True} if network else {}))
+            # Asked for nobody's code; left open, Auto classes would ask on the terminal.
+            asked = {"trust_remote_code": False} if kind.startswith(("AutoModel", "AutoTokenizer")) else {}
+            loaded = loader.from_pretrained(source, **at, **asked, **({"output_loading_info": True} if network else {}))
     except (OSError, ValueError) as error:
         raise missing(source, instead, error) from error
     except RuntimeError as error:
