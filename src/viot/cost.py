@@ -43,8 +43,11 @@ def planned(run: Run) -> Rows:
     """The rows that a prepared run will spend, which is what it then counts: known where every particle lives through all T steps.
 
     A tree spends at most as many network rows, less than one chain fewer, scores at least as many samples, and decodes once more those drawn.
+    A method whose rows depend on the model says them by `planned(problem)`, over all groups.
     """
     problem, method = run.problem, run.method
+    if (plan := getattr(method, "planned", None)) is not None:
+        return Rows(*plan(problem))
     if (spent := getattr(method, "spent", None)) is not None:
         network, decoded, scored, gradient = (problem.G * rows for rows in spent(problem.K, problem.T))
         return Rows(network, decoded, scored, gradient)

@@ -17,13 +17,14 @@ from .method import Method, methods
 from .smc import SMC, ResamplingSMC
 from .svdd import SVDD, SVDDR
 from .tds import TDS
+from .treasure import TReASURe
 from .tri_tsmc import TriTSMC
 from .urge import URGE
 from .vasr import VASR, VASRMax
 
 __all__ = [
     "DAS", "DPS", "DTS", "FKC", "FKD", "FVD", "SMC", "SVDD", "SVDDR", "TDS", "URGE", "VASR", "Base", "BestOfN", "DTSStar", "Importance", "Method",
-    "ResamplingSMC", "TriTSMC", "VASRMax", "make", "methods",
+    "ResamplingSMC", "TReASURe", "TriTSMC", "VASRMax", "make", "methods",
 ]  # fmt: skip
 
 

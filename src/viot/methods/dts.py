@@ -16,6 +16,7 @@ from ..tree import Tree
 from ..value import soft_mean
 from ..weights import NEG_INF
 from .growth import Growth
+from .independent import evened
 from .method import methods
 from .search import TreeSearch
 
@@ -123,7 +124,5 @@ class DTSStar(DTS):
         ranked = leaves[tree.value[leaves].argsort(descending=True, stable=True)]
         mine = [ranked[group[ranked] == g] for g in range(problem.G)]
         mine = [m[~copies(tree.x[m])][: math.ceil(self.keep * problem.K)] for m in mine]
-        k = max(len(m) for m in mine)
-        chosen = torch.stack([m[torch.arange(k).clamp_max(len(m) - 1)] for m in mine])
-        copy = torch.stack([torch.arange(k) >= len(m) for m in mine])
+        chosen, copy = evened(mine)
         return chosen, weights.equal(~copy & (tree.value[chosen] > NEG_INF))

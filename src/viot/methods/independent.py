@@ -121,3 +121,12 @@ def best_distinct(state: State) -> State:
     chosen = take(state, order.gather(-1, placed))
     possible = (chosen.rewards > NEG_INF) & ~copy.gather(-1, placed)
     return chosen.but(log_w=weights.equal(possible))
+
+
+def evened(ranked: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Candidates of each group, best first, as one index (G, K) with the most that any group has; and (G, K) bool, which of them are only
+    copies that fill up the groups with fewer.
+    """
+    k = max(map(len, ranked))
+    chosen = torch.stack([found[torch.arange(k).clamp_max(len(found) - 1)] for found in ranked])
+    return chosen, torch.stack([torch.arange(k) >= len(found) for found in ranked])

@@ -40,6 +40,11 @@ class Method:
         return False
 
     @property
+    def needs_tokens(self) -> bool:
+        """Does it move masked sequences only, so that the model's kernel must be a `viot.Categorical`?"""
+        return False
+
+    @property
     def least(self) -> int:
         """The fewest particles it can run with."""
         return 1
@@ -55,6 +60,11 @@ class Method:
     def grads(self, steps: int) -> int:
         """Rows per particle of which a run of `steps` takes the gradient of the reward through decoder and network."""
         return 0
+
+    def check(self, problem: Problem) -> None:
+        """Refuse what this method cannot do with this problem, before the first network call. What is wrong with the settings alone is said
+        when the method is made.
+        """
 
     def run(self, problem: Problem, state: State | None = None) -> Iterator[State]:
         raise NotImplementedError

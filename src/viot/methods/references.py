@@ -89,6 +89,14 @@ TRUST_REGION = """\
   note          = {TRI-TSMC: trust-region iterative twisted SMC; see arXiv for the title and authors}
 }"""
 
+TREE_SEARCH = """\
+@misc{treasure2025,
+  year          = {2025},
+  eprint        = {2509.23146},
+  archivePrefix = {arXiv},
+  note          = {TReASURe: tree reward-aligned search for masked diffusion language models; see arXiv for the title and authors}
+}"""
+
 #: BibTeX by the method's name. The baselines (base, best-of-n, importance) have no paper of their own.
 REFERENCES: dict[str, str] = {
     "das": ALIGNMENT,
@@ -101,6 +109,7 @@ REFERENCES: dict[str, str] = {
     "svdd": DECODING,
     "svdd-r": DECODING,
     "tds": TWISTED,
+    "treasure": TREE_SEARCH,
     "tri-tsmc": TRUST_REGION,
     "urge": GIRSANOV,
     "vasr": FLEMING_VIOT,
