@@ -15,7 +15,8 @@ from torch.nn.functional import one_hot
 import viot
 from viot.methods import DTS, FKD, FVD, SVDD, VASR, DTSStar, Importance, TriTSMC
 from viot.models.masked_lm import MaskedLM, nucleus
-from viot.models.tokens import Letters, given
+from viot.models.token_net import TokenNet
+from viot.models.tokens import Letters, Pieces, given
 from viot.rng import Draw, Rng
 from viot.testing import check_model
 from viot.value import X0Samples
@@ -442,3 +443,60 @@ def test_memory_is_per_run():
     runs = [viot.sample(model, worth, "base", particles=8, steps=6, seed=s, progress=False) for s in (0, 0)]
     assert runs[0].nfe == runs[1].nfe
     assert replace(runs[0], seconds={}).samples == runs[1].samples
+
+
+# -- words ----------------------------------------------------------------------------------------------------------------------------
+
+
+def words(**settings):
+    """A model that says any of seven words alike."""
+    tokenizers = pytest.importorskip("tokenizers")
+    vocabulary = {"<end>": 0, "<unk>": 1, "▁good": 2, "▁film": 3, "'s": 4, ".": 5, "▁a": 6}
+    core = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"'s|▁?\w+|\."), "isolated")
+    core.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([tokenizers.pre_tokenizers.Metaspace(split=False), split])
+    flat = lambda x: torch.zeros(*x.shape, 7)
+    return MaskedLM(flat, Pieces(core), length=6, mask_id=7, end_id=0, barred=(1,), **settings)
+
+
+def test_words_are_joined_as_they_are_written():
+    model = words()
+    x = model.encode(["A good film's good.", "a film"])
+    assert x.tolist() == [[6, 2, 3, 4, 2, 5], [6, 3, 0, 0, 0, 0]]
+    assert model.decode(x, torch.zeros(2)) == ["a good film's good.", "a film"]
+    assert model.pieces(x)[1] == ["a", " film", "", "", "", ""]
+    for text in ("a good movie", "moviefilm", "a film é"):
+        with pytest.raises(ValueError, match=f"holds {text.split()[-1]!r}, which this model does not know; it knows 7 words"):
+            words(prompt=text)
+
+
+def test_a_tokenizer_that_leaves_out_what_it_does_not_know():
+    tokenizers = pytest.importorskip("tokenizers")
+    core = tokenizers.Tokenizer(tokenizers.models.BPE({"▁": 0, "a": 1, "b": 2}, []))
+    core.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    assert Pieces(core).encode("ab b") == [0, 1, 2, 0, 2]
+    with pytest.raises(ValueError, match="'abc é' holds 'c', 'é', which this model's tokenizer does not know"):
+        Pieces(core).encode("abc é")
+
+
+def test_barred_tokens_are_never_drawn():
+    population = viot.sample(words(), lambda t: torch.zeros(len(t)), "base", particles=300, steps=2, progress=False)
+    assert set(population.x0.unique().tolist()) == {0, 2, 3, 4, 5, 6}
+    model = words()
+    model.barred = (7,)
+    assert 1 in viot.sample(model, lambda t: torch.zeros(len(t)), "base", particles=300, steps=2, progress=False).x0
+
+
+def test_the_head_of_some_positions_is_that_of_all():
+    net = TokenNet(5, 4, 8, 1, 2).eval()
+    torch.nn.init.normal_(net.positions)
+    x, at = torch.tensor([[5, 1, 5, 0], [2, 5, 5, 3]]), torch.tensor([[True, False, True, False], [False, True, False, False]])
+    with torch.no_grad():
+        whole = net(x)
+        assert torch.allclose(net(x, at), whole[at])
+        assert not torch.allclose(net(x, ~at)[:3], whole[at])
+        assert whole.shape == (2, 4, 5)
+        # It sees both ways.
+        other = x.clone()
+        other[:, -1] = 4
+        assert not torch.allclose(net(other)[:, 0], whole[:, 0])

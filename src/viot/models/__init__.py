@@ -65,7 +65,7 @@ def _names(**settings: Any) -> Any:
 
 @models.add(
     "reviews",
-    "sentences of film reviews: a masked diffusion model over word pieces that comes with the package",
+    "sentences of film reviews, word by word: a masked diffusion model that comes with the package",
     cost="8 ms per sentence and step on one core",
     licence="Apache-2.0, trained on rt-polarity (Pang & Lee 2005)",
 )

@@ -8,7 +8,7 @@ state is in the kernel, `viot.Categorical`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ class MaskedLM:
     tokenizer    text -> ids -> pieces of text, see `viot.models.tokens`
     length       of every sequence
     mask_id      the token that stands for nothing yet. The network may have a logit for it, which is never used
+    barred       tokens that are never drawn, beside the mask: "unknown word" and the like
     end_id       the token that ends a text and fills what is left of the sequence; None if texts have the full length
     prompt       what is given: a text that begins with it, or one with free places, "[MASK:3]a", "one [MASK:*] two"; a list makes one group
                  each. Given tokens stay. A text can't end before a given token
@@ -53,6 +54,7 @@ class MaskedLM:
         length: int,
         mask_id: int,
         end_id: int | None = None,
+        barred: Sequence[int] = (),
         prompt: str | list[str] | None = None,
         order: Any = "random",
         remask: float = 0.0,
@@ -82,6 +84,7 @@ class MaskedLM:
         self.network, self.tokenizer, self.timed, self.timeless = network, tokenizer, timed, cached
         self.length, self.mask_id, self.end_id, self.device = length, mask_id, end_id, torch.device(device)
         self.event_shape, self.prompts, self.block, self.temperature, self.top_p = (length,), prompts, block, temperature, top_p
+        self.barred = (mask_id, *barred)
         self.kernel = Categorical(mask_id, order=order, remask=remask)
         self.skip, given = skip, as_rows(prompts, tokenizer, length, mask_id, end_id) if start is None else start
         self.start = given.to(self.device)
@@ -102,8 +105,9 @@ class MaskedLM:
 
     def predict(self, x: Tensor, t: Tensor, group: Tensor) -> Prediction:
         logits = self.network(x, t) if self.timed else self.network(x)
-        if logits.shape[-1] > self.mask_id:
-            logits[..., self.mask_id] = -torch.inf
+        for token in self.barred:
+            if token < logits.shape[-1]:
+                logits[..., token] = -torch.inf
         if self.end_id is not None and bool(self.endless.any()):
             logits[..., self.end_id].masked_fill_(self._rows(self.endless, group), -torch.inf)
         extra: dict[str, Tensor] = {}

@@ -28,8 +28,10 @@ class TokenNet(nn.Module):
         nn.init.normal_(self.tokens.weight, std=0.02)
         nn.init.normal_(self.positions, std=0.02)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, at: Tensor | None = None) -> Tensor:
+        """Logits of all positions, or (m, vocabulary) of those m where `at` (n, length) says so: the head is a good part of the work."""
         h = self.blocks(self.tokens(x) + self.positions)
+        h = h if at is None else h[at]
         # Embedding and head are tied.
         return nn.functional.linear(h, self.tokens.weight[:-1], self.bias)
 

@@ -46,19 +46,29 @@ class Letters:
 
 
 class Pieces:
-    """Word pieces by a tokenizer of Hugging Face's `tokenizers` package, ▁ standing for the space before a word."""
+    """Words or pieces of words by a tokenizer of Hugging Face's `tokenizers` package, ▁ standing for the space before a word.
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
+    Text is taken in lower case. What the tokenizer doesn't know is an error that names it, whether it would leave it out or call it `unknown`.
+    """
+
+    def __init__(self, tokenizer: Any, unknown: str = "<unk>") -> None:
+        self.tokenizer, self.unknown = tokenizer, tokenizer.token_to_id(unknown)
         self.table = {i: piece for piece, i in tokenizer.get_vocab().items()}
         self.known = {c for piece in self.table.values() for c in piece} | {" "}
 
     def encode(self, text: str) -> list[int]:
         text = text.lower()
-        if bad := _unknown(text, self.known):
+        if self.unknown is None and (bad := _unknown(text, self.known)):
             raise ValueError(f"{text!r} holds {bad}, which this model's tokenizer does not know")
         # Spaces around a text say nothing: every word brings its own.
-        return self.tokenizer.encode(text.strip()).ids if text.strip() else []
+        if not text.strip():
+            return []
+        found = self.tokenizer.encode(text.strip())
+        if strange := [text.strip()[a:b].strip() for i, (a, b) in zip(found.ids, found.offsets, strict=True) if i == self.unknown]:
+            raise ValueError(
+                f"{text!r} holds {', '.join(map(repr, strange))}, which this model does not know; it knows {len(self.table)} words"
+            )
+        return found.ids
 
     def pieces(self, ids: list[int]) -> list[str]:
         out = [self.table.get(i, "").replace("▁", " ") for i in ids]

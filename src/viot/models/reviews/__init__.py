@@ -1,4 +1,4 @@
-"""The embedded model of film reviews: sentences by masked diffusion over word pieces, trained by `recipes/text.py`."""
+"""The embedded model of film reviews: sentences by masked diffusion word by word, trained by `recipes/text.py`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ FOLDER = Path(__file__).parent
 
 
 def load(**settings: Any) -> MaskedLM:
-    """The reviews model: sentences of up to forty pieces, in lower case. `settings` are those of `MaskedLM`: prompt, order, cached, device, …"""
+    """The reviews model: sentences of up to 32 words and marks, in lower case. `settings` are those of `MaskedLM`: prompt, order, cached, device, …"""
     tokenizer = Pieces(need("tokenizers", "text").Tokenizer.from_file(str(FOLDER / "tokenizer.json")))
     network = read(FOLDER, settings.get("device", "cpu"))
     config = {"name": "reviews"}
-    return MaskedLM(network, tokenizer, length=40, mask_id=4096, end_id=0, config=config, **settings)
+    # Token 1 stands for all words that the model does not know. Where one would have been, it says another.
+    return MaskedLM(network, tokenizer, length=32, mask_id=6144, end_id=0, barred=(1,), config=config, **settings)
