@@ -45,6 +45,14 @@ def test_rows_of_digits(method):
     assert estimate("digits", "digit:7", method, **run).rows == Rows(population.nfe, population.decode_rows, population.reward_rows)
 
 
+def test_answers_that_are_kept_are_timed_by_asking():
+    model, asked = viot.load("names", cached=True), []
+    network = model.network
+    model.network = lambda x: (asked.append(len(x)), network(x))[1]
+    estimate(model, lambda texts: torch.zeros(len(texts)), "base", particles=16, steps=12)
+    assert len(asked) >= 2, "one probe's answers are not the next one's"
+
+
 def test_what_is_counted_apart_is_told_apart():
     run = {"particles": 12, "groups": 3, "steps": 5}
     found = estimate("gaussian", brightness, "vasr", lam=viot.ess(0.5), unsteered=2, **run)

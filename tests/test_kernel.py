@@ -475,9 +475,67 @@ def test_counted_orders_are_even(length, steps):
         after, _ = Categorical(MASK, order="first-hitting").step(x, prediction, Coeffs(a, 1 - a, b, 1 - b), 1.0, From(g))
         shown.append((after != x).sum(1))
         x = after
-    shown = torch.stack(shown, 1)
-    # ⌊n/T⌋ or one more, the larger first, for each row's own n masks.
-    assert torch.equal(shown, torch.stack([torch.tensor([n // steps + (j < n % steps) for j in range(steps)]) for n in masks.tolist()]))
+    for row, n in zip(torch.stack(shown, 1), masks.tolist(), strict=True):
+        if n >= steps:  # ⌊n/T⌋ or one more, the larger first, for each row's own n masks
+            assert row.tolist() == [n // steps + (j < n % steps) for j in range(steps)]
+        else:
+            assert (row.max(), row.sum()) == (1, n)
+
+
+def test_fewer_masks_than_steps_appear_all_along():
+    x, g, levels = torch.full((4000, 3), MASK), generator(), torch.linspace(0, 1, 13, dtype=torch.float64).tolist()
+    shown = []
+    for a, b in itertools.pairwise(levels):
+        prediction = Prediction(x, logits=torch.zeros(4000, 3, 4))
+        after, _ = Categorical(MASK, order="left").step(x, prediction, Coeffs(a, 1 - a, b, 1 - b), 1.0, From(g))
+        shown.append((after != x).double().sum(1))
+        x = after
+    assert (x != MASK).all()
+    assert all(off(step, 3 / 12) < 5 for step in shown)
+
+
+def test_counted_remasking_keeps_the_shares_on_average():
+    x, g, levels = torch.full((8000, 6), MASK), generator(), torch.linspace(0, 1, 9, dtype=torch.float64).tolist()
+    for a, b in itertools.pairwise(levels):
+        prediction = Prediction(x, logits=torch.zeros(8000, 6, 4))
+        x, _ = Categorical(MASK, order="first-hitting", remask=0.2).step(x, prediction, Coeffs(a, 1 - a, b, 1 - b), 1.0, From(g))
+        assert off((x != MASK).double().mean(1), b) < 5 if b < 1 else (x != MASK).all()
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf, -torch.inf])
+def test_logits_that_say_nothing_reveal_nothing(broken):
+    logits = torch.zeros(2, 3, 4)
+    logits[0, 1] = broken
+    x = torch.full((2, 3), MASK)
+    prediction = Prediction(x, logits=logits)
+    end = Coeffs(0.5, 0.5, 1.0, 0.0)
+    for drift in (None, torch.ones(2, 3, 4)):
+        after, ratio = Categorical(MASK).step(x, prediction, end, 1.0, From(generator()), drift)
+        assert (after == MASK).tolist() == [[False, True, False], [False] * 3]
+        assert ratio.isfinite().all()
+    fills = Categorical(MASK).guess(x, prediction, From(generator()), 5)
+    assert (fills == MASK).any(1).tolist() == [[False, True, False], [False] * 3]
+
+
+def test_tokens_are_drawn_in_double_precision():
+    # A token of probability 1e-9, and a uniform number that falls on it: float32 can't tell the end of the first from 1.
+    logits = torch.tensor([0.0, -math.log(1e9)]).expand(1, 1, 2)
+    x, prediction = torch.full((1, 1), 2), Prediction(torch.full((1, 1), 2), logits=logits)
+    for u, token in ((1 - 5e-10, 1), (1 - 5e-9, 0)):
+        given = Given(uniforms=[torch.zeros(1, 1, dtype=torch.float64), torch.full((1, 1), u, dtype=torch.float64)])
+        after, _ = Categorical(2).step(x, prediction, Coeffs(0.5, 0.5, 1.0, 0.0), 1.0, given)
+        assert int(after) == token
+
+
+def test_guesses_are_drawn_position_by_position():
+    x = torch.full((1, 2), 2)
+    fills = Categorical(2).guess(x, Prediction(x, logits=torch.zeros(1, 2, 2)), From(generator()), 4000)[0].double()
+    assert abs(float(torch.corrcoef(fills.T)[0, 1])) < 5 / 4000**0.5
+    # One fill is drawn like any other; the likeliest is that without a draw.
+    tilted = Prediction(x.expand(4000, 2), logits=torch.tensor([0.0, -1.0]).expand(4000, 2, 2))
+    one = Categorical(2).guess(x.expand(4000, 2), tilted, From(generator()), 1)
+    assert off((one == 1).double().flatten(), 1 / (1 + math.e)) < 5
+    assert (Categorical(2).guess(x.expand(4000, 2), tilted) == 0).all()
 
 
 def test_blocks_come_one_after_the_other():

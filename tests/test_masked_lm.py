@@ -18,6 +18,7 @@ from viot.models.masked_lm import MaskedLM, nucleus
 from viot.models.token_net import TokenNet
 from viot.models.tokens import Letters, Pieces, given
 from viot.rng import Draw, Rng
+from viot.sample import prepare
 from viot.testing import check_model
 from viot.value import X0Samples
 
@@ -107,9 +108,7 @@ def test_first_hitting_is_ancestral_sampling_with_infinitely_many_steps():
 
 
 def test_the_number_of_masks_is_binomial():
-    run = viot.sample.__globals__["prepare"](
-        language(MarkovTokens(length=5)), lambda t: torch.zeros(len(t)), "base", particles=20_000, steps=4
-    )
+    run = prepare(language(MarkovTokens(length=5)), lambda t: torch.zeros(len(t)), "base", particles=20_000, steps=4)
     for state in itertools.islice(run.states(), 3):
         left = (state.x == 3).sum(-1).flatten()
         p = 1 - state.step / 4
@@ -159,7 +158,10 @@ def test_confidence_is_that_of_the_network_itself():
     world = MarkovTokens(first=[0.34, 0.33, 0.33], length=4)
     model = language(world, order="confidence", temperature=1e-3)
     x = torch.full((1, 4), 3)
-    sure = network(world)(x)[..., :3].softmax(-1).amax(-1)[0]
+    shift = torch.tensor([9.0, 0.0, 0.0, 0.0])[:, None]  # of all logits of a position: no matter
+    exact = model.network
+    model.network = lambda x: exact(x) + shift
+    sure = exact(x)[..., :3].softmax(-1).amax(-1)[0]
     prediction = model.predict(x, torch.ones(1), torch.zeros(1, dtype=torch.long))
     after, _ = model.kernel.step(x, prediction, model.grid(4).coeffs(0), 1.0, Draw(Rng(0), [0], 0, "propose"))
     assert int((after != 3)[0].nonzero()) == int(sure.argmax()) != 0
@@ -308,7 +310,11 @@ def test_nobody_is_asked_twice():
         assert kept.nfe < 0.5 * plain.nfe
     few = run(True, method="base", batch_size=3)
     assert few.nfe == run(True, method="base").nfe <= 2 * (1 + 32 * 3)
-    # Groups do not share: each costs what it costs alone.
+    # Groups do not share: each costs what it costs alone, also where they ask the same.
+    free = MaskedLM(counting, LETTERS, length=4, mask_id=3, cached=True)
+    two, one = (viot.sample(free, worth, "base", particles=32, groups=g, steps=8, progress=False).nfe for g in (2, [1]))
+    assert two > 1.5 * one
+    assert two == one + viot.sample(free, worth, "base", particles=32, groups=[0], steps=8, progress=False).nfe
     alone = [run(True, method="base", groups=[g]) for g in (0, 1)]
     assert few.nfe == alone[0].nfe + alone[1].nfe
     assert few.samples == [alone[0].samples[0], alone[1].samples[0]]
@@ -328,6 +334,48 @@ def test_a_network_that_is_told_the_time_keeps_nothing():
         MaskedLM(timed, LETTERS, length=3, mask_id=3, timed=True, cached=True)
 
 
+def test_a_resumed_run_asks_again_and_answers_the_same(tmp_path):
+    model = language(MarkovTokens(length=4), cached=True)
+    whole = viot.sample(model, worth, "vasr", particles=16, steps=20, progress=False)
+    run = prepare(model, worth, "vasr", particles=16, steps=20)
+    states = list(itertools.islice(run.states(), 9))
+    again = prepare(model, worth, "vasr", particles=16, steps=20)
+    found = again.population(list(again.method.run(again.problem, states[-1]))[-1])
+    assert found.samples == whole.samples
+    assert torch.equal(found.log_weights, whole.log_weights)
+
+
+def test_what_a_network_breaks_is_dead_and_its_fault():
+    def broken(x):
+        logits = network(WORLD)(x)
+        logits[(x == 0).sum(1) >= 2] = torch.nan
+        return logits
+
+    model = MaskedLM(broken, LETTERS, length=3, mask_id=3, order="left")
+    with pytest.warns(viot.SteeringWarning, match="the network returned NaN or"):
+        population = viot.sample(model, lambda texts: torch.zeros(len(texts)), "vasr", particles=64, steps=3, progress=False)
+    dead = torch.tensor([["_" in text for text in group] for group in population.samples])
+    assert 0 < dead.sum() < 64
+    assert (population.weights[dead] == 0).all()
+    assert (population.weights[~dead] > 0).all()
+    assert population.faults == int(dead.sum())
+
+
+def test_x0_samples_is_a_log_mean_exp():
+    model, lam, seen = language(MarkovTokens(length=4)), 1.7, []
+
+    def counted(texts):
+        seen.append(list(texts))
+        return worth(texts)
+
+    run = prepare(model, counted, VASR(schedule="every", value=X0Samples(3)), particles=5, steps=2, lam=lam)
+    state = run.method.prepare(run.problem, run.problem.start())
+    scored = run.method.assess(run.problem, run.method.look(run.problem, state))
+    fills = worth(seen[-1]).view(5, 3)
+    assert torch.allclose(scored.rewards[0], (lam * fills).exp().mean(1).log() / lam)
+    assert not torch.allclose(scored.rewards[0], fills.mean(1))
+
+
 # -- likelihood -----------------------------------------------------------------------------------------------------------------------
 
 
@@ -343,6 +391,12 @@ def test_nll_is_exact_on_average_for_exact_conditionals():
         score = (many.mean(0) - exact).abs() / (many.std(0) / 300**0.5)
         assert score.max() < 4.5
         assert (many.std(0) > 0).all()
+    both = language(world, prompt=["[MASK:3]a", "b"])
+    x = both.encode(["abca", "babc"])
+    many = torch.stack([both.nll(x, torch.tensor([0, 1]), 7, torch.Generator().manual_seed(i), batch_size=1 + i % 2) for i in range(300)])
+    known = torch.stack([-conditional(world, k)[tuple(row)].log() for row, k in zip(x.tolist(), ({3: 0}, {0: 1}), strict=True)])
+    assert ((many.mean(0) - known).abs() / (many.std(0) / 300**0.5)).max() < 4.5
+    assert both.nll(x, torch.tensor([1, 0])).tolist() == [torch.inf, torch.inf], "a text that is not what is given is impossible"
     wrong = torch.stack([language(world, temperature=0.5).nll(x, draws=7, generator=torch.Generator().manual_seed(i)) for i in range(300)])
     assert ((wrong.mean(0) - exact).abs() / (wrong.std(0) / 300**0.5)).min() > 10
 
@@ -382,7 +436,7 @@ def test_names_are_steered_by_letters():
 
 
 def test_prompts_that_do_not_go():
-    with pytest.raises(ValueError, match=r"'josé' holds 'é', which this model does not know"):
+    with pytest.raises(ValueError, match=r"'José' holds 'é', which this model does not know"):
         viot.load("names", prompt="José")
     with pytest.raises(ValueError, match="takes 13 tokens, and the model has room for 12"):
         viot.load("names", prompt="abcdefghijklm")
@@ -415,6 +469,19 @@ def test_a_text_does_not_end_before_a_given_token():
     assert logits[0, :6, 26].eq(-torch.inf).all()
     assert logits[0, 7:9, 26].isfinite().all()
     assert logits[1, :, 26].isfinite().all()
+
+
+def test_fewer_steps_than_blocks_are_refused():
+    model = language(MarkovTokens(length=5), order="left", block=2, prompt="[MASK]b[MASK:3]")
+    with pytest.raises(ValueError, match="2 blocks are revealed one after the other in at least 2 steps, not 1"):
+        viot.sample(model, worth, "base", particles=2, steps=1, progress=False)
+    assert viot.sample(model, worth, "base", particles=2, steps=2, progress=False).text()[0][0][1] == "b"
+
+
+def test_prompts_are_texts():
+    for prompt in (3, ["a", None]):
+        with pytest.raises(TypeError, match="a text or a list of texts"):
+            viot.load("names", prompt=prompt)
 
 
 @pytest.mark.parametrize(
@@ -455,6 +522,7 @@ def words(**settings):
     core = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
     split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"'s|▁?\w+|\."), "isolated")
     core.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([tokenizers.pre_tokenizers.Metaspace(split=False), split])
+    core.add_special_tokens(["<end>", "<unk>"])
     flat = lambda x: torch.zeros(*x.shape, 7)
     return MaskedLM(flat, Pieces(core), length=6, mask_id=7, end_id=0, barred=(1,), **settings)
 
@@ -465,7 +533,8 @@ def test_words_are_joined_as_they_are_written():
     assert x.tolist() == [[6, 2, 3, 4, 2, 5], [6, 3, 0, 0, 0, 0]]
     assert model.decode(x, torch.zeros(2)) == ["a good film's good.", "a film"]
     assert model.pieces(x)[1] == ["a", " film", "", "", "", ""]
-    for text in ("a good movie", "moviefilm", "a film é"):
+    assert model.encode(["a   good\tfilm"]).tolist() == model.encode([" a good film "]).tolist()
+    for text in ("a good movie", "moviefilm", "a film é", "a film <end>"):
         with pytest.raises(ValueError, match=f"holds {text.split()[-1]!r}, which this model does not know; it knows 7 words"):
             words(prompt=text)
 

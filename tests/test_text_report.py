@@ -83,7 +83,7 @@ def test_every_token_says_when_it_appeared(method):
     population = run(method, particles=24)
     appeared = population.appeared
     assert appeared.shape == population.x0.shape
-    assert appeared.dtype == torch.int16
+    assert appeared.dtype == torch.int32
     assert bool((appeared[..., 0] == 0).all()), "what was given was there from the start"
     assert bool(((appeared[..., 1:] >= 1) & (appeared[..., 1:] <= STEPS)).all())
     assert len(appeared[..., 1:].unique()) > 2, "tokens that all appear at once test nothing"

@@ -140,6 +140,12 @@ def test_what_is_no_text_is_answered(spelling):
     assert reward([]).shape == (0,)
 
 
+@pytest.mark.parametrize("spelling", ["brightness", "jpeg", "digit:7"])
+def test_rewards_for_pictures_say_that_texts_are_none(spelling):
+    with pytest.raises(ValueError, match=f"{spelling}.* reads pictures, and this model makes text"):
+        viot.sample("names", spelling, "base", particles=2, steps=2, progress=False)
+
+
 # -- published networks, tiny ---------------------------------------------------------------------------------------------------------
 
 VOCABULARY = ["<s>", "<pad>", "</s>", "<unk>", "a", "film", "warm", "funny", "dull", "and", "mess", "the", ".", ","]

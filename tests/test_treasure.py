@@ -139,7 +139,7 @@ def test_each_level_reveals_one_token_and_changes_none():
         extends = ((before[None] == MASK) | (before[None] == x[:, None])).all(-1)
         assert extends.any(1).all()
         dates = state.extra["appeared"][0][state.log_w[0] > -math.inf]
-        assert torch.equal(dates.sort(-1).values[:, -level:], torch.arange(1, level + 1, dtype=torch.int16).expand(len(x), -1))
+        assert torch.equal(dates.sort(-1).values[:, -level:], torch.arange(1, level + 1, dtype=torch.int32).expand(len(x), -1))
         assert torch.equal(dates < 0, x == MASK)
         before = x
     assert states[-1].done
@@ -412,7 +412,7 @@ def test_given_tokens_stay():
         given = start >= 0
         assert (whole.x0[g][:, given] == start[given]).all()
         assert (whole.appeared[g][:, given] == 0).all()
-        assert torch.equal(whole.appeared[g][:, ~given].sort(-1).values[0], torch.arange(1, int((~given).sum()) + 1, dtype=torch.int16))
+        assert torch.equal(whole.appeared[g][:, ~given].sort(-1).values[0], torch.arange(1, int((~given).sum()) + 1, dtype=torch.int32))
         alone = run(TReASURe(), model, groups=[g])
         k = min(alone.shape[1], whole.shape[1])
         assert torch.equal(alone.x0[0, :k], whole.x0[g, :k])
@@ -479,6 +479,39 @@ def test_impossible_tokens_are_no_children():
         run(TReASURe(), Lost(), steps=3)
 
 
+def test_times_follow_the_tokens_that_appear():
+    """The network is told when the next token appears: with three per level, of the first, the fourth and the seventh."""
+    told = []
+
+    class Timed(MarkovTokens):
+        def predict(self, x, t, group):
+            told.append(t.unique().tolist())
+            return super().predict(x, t, group)
+
+    states = list(prepared(TReASURe(reveal=3, beams=1), Timed(length=7), steps=7).states())
+    hits = states[0].group["hits"][0, 0]
+    assert told == [[pytest.approx(float(hits[i]))] for i in (0, 3, 6)]
+
+
+def test_surest_is_the_network_whatever_the_temperature():
+    class Sure(MarkovTokens):
+        """Says that it is surest of the last masks, and its logits that of the first."""
+
+        def predict(self, x, t, group):
+            found = super().predict(x, t, group)
+            return replace(found, extra={"sure": torch.arange(self.L).expand(len(x), -1) / self.L})
+
+    population = run(TReASURe(width=1, branch=1, order="confident", beams=1), Sure(length=5), steps=5)
+    assert population.appeared[0, 0].tolist() == [5, 4, 3, 2, 1]
+    assert run(TReASURe(width=1, branch=1, order="confident", beams=1), MarkovTokens(length=5), steps=5).appeared[0, 0].tolist() != [
+        5,
+        4,
+        3,
+        2,
+        1,
+    ]
+
+
 def test_several_tokens_per_level():
     """The child's own, and the two others that its parent is surest of; a third of the levels, fewer calls."""
     states = list(prepared(TReASURe(reveal=3, beams=1)).states())
@@ -515,6 +548,13 @@ def test_scores_by_sampled_completions():
     reward = Heard()
     next(iter(prepared(TReASURe(score="samples", fills=3, beams=1), reward=reward).states()))
     assert [len(asked) for asked in reward.asked] == [12]
+    # A single one is drawn too, and not the likeliest.
+    single = Heard()
+    next(iter(prepared(TReASURe(score="samples", fills=1, beams=1), reward=single).states()))
+    likeliest = Heard()
+    next(iter(prepared(TReASURe(beams=1), reward=likeliest).states()))
+    assert len(single.asked[0]) == len(likeliest.asked[0])
+    assert list(single.asked[0]) != list(likeliest.asked[0])
     off = {}
     for fills in (1, 1500):
         state = next(

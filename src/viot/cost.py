@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .answers import Answers
 from .calibrate import Strength
 from .model import Model
 from .problem import Cost, DeadPopulation, Problem, SteeringWarning
@@ -158,7 +159,7 @@ class _Probe:
     def step(self) -> dict[str, float]:
         """Seconds per row of each phase of a step."""
         problem, n = self.problem, self.rows
-        evaluate = replace(problem.evaluate, cost=Cost(), batch_size=None)
+        evaluate = replace(problem.evaluate, cost=Cost(), batch_size=None, answers=Answers())
         few = replace(problem, groups=problem.groups[: math.ceil(n / problem.K)])
         x, group = few.prior().flatten(0, 1)[:n], few.group_rows(few.K)[:n]
         with warnings.catch_warnings():

@@ -70,6 +70,17 @@ def shifted(noise: Tensor, shift: Tensor, spread: Tensor | None = None) -> tuple
     return shift + spread * noise, ratio.expand_as(xi).flatten(1).sum(1).cpu()
 
 
+def drawn(logits: Tensor, u: Tensor, broken: int) -> Tensor:
+    """Tokens (m, n) of probabilities softmax(logits), (m, vocabulary) float64, by inverse transform of u (m, n) in [0, 1).
+
+    `broken` where the logits say nothing: NaN, +inf, or −inf throughout.
+    """
+    cdf = logits.softmax(-1).cumsum(-1)
+    # Probabilities of 0 at the end of the vocabulary must not be hit by rounding.
+    token = torch.searchsorted(cdf, u * cdf[:, -1:], right=True).clamp_(max=cdf.shape[-1] - 1)
+    return torch.where(cdf[:, -1:].isfinite(), token, broken)
+
+
 def at_work(masked: Tensor, prediction: Prediction) -> Tensor:
     """The masks (rows, length), on the CPU, that may be revealed now: all, or those of the lowest block where a model has blocks."""
     if "block" not in prediction.extra:
@@ -166,9 +177,9 @@ class Categorical:
     """The kernel of masked diffusion: tokens (rows, length) int64, `mask_id` where nothing is revealed yet.
 
     order    "random": each mask is revealed with probability (σ_t − σ_s) / σ_t, independently: the ancestral kernel of SUBS models (arXiv
-             2406.07524). The others reveal ⌈n (σ_t − σ_s) / σ_t⌉ of n masks, on even grids as evenly as can be: "first-hitting" any of them
-             alike, which with one per step is the ancestral chain of infinitely many steps (arXiv 2409.02908); "left" from the left;
-             "confidence" where the model is surest, which has no density and so takes no drift
+             2406.07524). The others reveal n (σ_t − σ_s) / σ_t of n masks, rounded up, and where there are more steps than masks one in a
+             random n of the steps: "first-hitting" any of them alike, which with one per step is the ancestral chain of infinitely many
+             steps (arXiv 2409.02908); "left" from the left; "confidence" where the model is surest, which has no density and so takes no drift
     remask   the largest probability η with which a revealed token is masked again: ϑ = min(η, σ_s / α_t) (ReMDM-cap, arXiv 2503.00307);
              masks are revealed the more often, so that α_s of all tokens are. None is masked in the last step
 
@@ -225,14 +236,13 @@ class Categorical:
         if drift is not None:
             bias: Tensor = drift[at] if isinstance(drift, Tensor) else drift(row, position)  # type: ignore[index]
             proposal = shown + bias.cpu().double()
-        # Inverse transform; probabilities of 0 at the end of the vocabulary must not be hit by rounding.
-        cdf = proposal.softmax(-1).cumsum(-1)
-        token = torch.searchsorted(cdf, (v[row, position] * cdf[:, -1])[:, None], right=True)[:, 0].clamp(max=cdf.shape[-1] - 1)
+        token = drawn(proposal, v[row, position][:, None], self.mask_id)[:, 0]
         x_s = x_s.clone()
         x_s[row, position] = token
         if drift is not None:
-            each = shown.log_softmax(-1) - proposal.log_softmax(-1)
-            ratio.index_add_(0, row, each.gather(-1, token[:, None])[:, 0])
+            told = token != self.mask_id
+            each = (shown[told].log_softmax(-1) - proposal[told].log_softmax(-1)).gather(-1, token[told][:, None])
+            ratio.index_add_(0, row[told], each[:, 0])
         return x_s.to(x_t.device), ratio
 
     def _counted(self, masked: Tensor, prediction: Prediction, chance: Tensor, draw: Draw) -> Tensor:
@@ -251,21 +261,23 @@ class Categorical:
             assert prediction.logits is not None
             key = double(prediction.logits).softmax(-1).amax(-1).cpu()
         rank = torch.where(open, key, -torch.inf).argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
-        # A hair less than n · share, which for n steps left would round up to two.
-        return open & (rank < (here * share - 1e-9).ceil())
+        # A hair less, since a product that should be 1 may be more.
+        wanted = here * share - 1e-9
+        u = draw.uniform((len(masked), 1))
+        # The larger numbers come first (LLaDA); but of less than one, or where masks come back, as many as there are on average.
+        spread = (wanted < 1 - 1e-6) | bool(self.remask)
+        return open & (rank < torch.where(spread, wanted.floor() + (u < wanted - wanted.floor()), wanted.ceil()))
 
     def guess(self, x_t: Tensor, prediction: Prediction, draw: Draw | None = None, n: int = 1) -> Tensor:
-        """(rows, n, length): masks filled with the likeliest token (n = 1), or n fills drawn independently per position."""
-        masked = (x_t == self.mask_id)[:, None]
-        if n == 1 or draw is None:
+        """(rows, n, length): n fills of the masks, drawn independently per position; without a `draw` the likeliest token of each."""
+        masked = x_t == self.mask_id
+        if draw is None or prediction.logits is None:
             fill = prediction.x0 if prediction.logits is None else prediction.logits.argmax(-1)
-            return torch.where(masked, fill[:, None], x_t[:, None]).expand(-1, n, -1)
-        assert prediction.logits is not None
+            return torch.where(masked, fill, x_t)[:, None].expand(-1, n, -1)
         # At the masks only: all of a vocabulary in float64 is much.
-        row, position = masked[:, 0].nonzero(as_tuple=True)
-        cdf = prediction.logits[row, position].cpu().double().softmax(-1).cumsum(-1)
+        row, position = masked.nonzero(as_tuple=True)
+        logits = prediction.logits[row, position].cpu().double()
         row, position = row.cpu(), position.cpu()
-        u = draw.uniform((len(x_t), n, x_t.shape[1]))[row, :, position] * cdf[:, -1:]
         out = x_t.cpu()[:, None].repeat(1, n, 1)
-        out[row, :, position] = torch.searchsorted(cdf, u, right=True).clamp_(max=cdf.shape[-1] - 1)
+        out[row, :, position] = drawn(logits, draw.uniform((len(x_t), n, x_t.shape[1]))[row, :, position], self.mask_id)
         return out.to(x_t.device)

@@ -163,7 +163,7 @@ APPEARED = "appeared"
 
 
 def dated(state: State, mask_id: int, step: int) -> State:
-    """The state with `extra["appeared"]` (G, K, length) int16 brought up to date after so many steps: the step 1 … T at which each token
+    """The state with `extra["appeared"]` (G, K, length) int32 brought up to date after so many steps: the step 1 … T at which each token
     appeared, 0 if it was given from the start, −1 while it is masked. A token that is masked again and revealed later has the later step.
 
     Step 0 is the start of a chain. A state without this array, of a run that began without it, stays without.
@@ -171,8 +171,8 @@ def dated(state: State, mask_id: int, step: int) -> State:
     masked = (state.x == mask_id).cpu()
     known = state.extra.get(APPEARED)
     if known is None:
-        return state if step else state.with_extra(**{APPEARED: torch.where(masked, -1, 0).to(torch.int16)})
-    return state.with_extra(**{APPEARED: torch.where(masked, -1, torch.where(known < 0, step, known)).to(torch.int16)})
+        return state if step else state.with_extra(**{APPEARED: torch.where(masked, -1, 0).to(torch.int32)})
+    return state.with_extra(**{APPEARED: torch.where(masked, -1, torch.where(known < 0, step, known)).to(torch.int32)})
 
 
 def flat_index(ancestors: Tensor, particles: int) -> Tensor:
@@ -187,10 +187,14 @@ def pick(samples: Any, rows: Tensor) -> Any:
 
 def copies(points: Tensor) -> Tensor:
     """(n,) bool: is the point (n, …) an exact copy of an earlier one?"""
+    return first_of(points) != torch.arange(len(points), device=points.device)
+
+
+def first_of(points: Tensor) -> Tensor:
+    """(n,) the place of the first point that equals each, exactly, among points (n, …)."""
     n = len(points)
     _, same_as = torch.unique(points.reshape(n, -1), dim=0, return_inverse=True)
-    first = torch.full_like(same_as, n).scatter_reduce_(0, same_as, torch.arange(n), "amin")
-    return first[same_as] != torch.arange(n)
+    return torch.full_like(same_as, n).scatter_reduce_(0, same_as, torch.arange(n, device=points.device), "amin")[same_as]
 
 
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

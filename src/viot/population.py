@@ -48,7 +48,7 @@ class Population:
     training     of a method that learns on the way, per round (R, G): ess (share of its particles), log_z, variance of the log-weights, …
     tree         the search tree that the particles were drawn from; `tree.draw(n)` draws again, without a network call
     unsteered    draws of the plain model for the same groups, to look at beside the answer; its cost is its own, not in the counts above
-    appeared     of tokens, (G, K, length) int16: the step 1 … T at which each appeared, 0 if it was given; None where the method does not tell
+    appeared     of tokens, (G, K, length): the step 1 … T at which each appeared (of beams the level), 0 if it was given; None where the method does not tell
     letters      of tokens, (G, K, length): how many characters of its text each stands for (0 behind the end, −1 in a text that they do not
                  spell), see `pieces`; None where the model does not tell
     """

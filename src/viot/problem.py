@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from . import reward as rewarding
+from .answers import Answers
 from .kernel import Kernel
-from .memory import Memory
 from .model import Grid, Model, Prediction
 from .particles import State
 from .rng import Draw, Rng
@@ -98,7 +98,7 @@ class Evaluate:
     rng: Rng
     batch_size: int | None = None
     cost: Cost = field(default_factory=Cost)
-    memory: Memory = field(default_factory=Memory, repr=False)
+    answers: Answers = field(default_factory=Answers, repr=False)
     _held: dict[bool, list[Tensor]] = field(default_factory=dict, repr=False)
     _shrunk: bool = field(default=False, repr=False)
     told: set[str] = field(default_factory=set, repr=False)
@@ -123,7 +123,7 @@ class Evaluate:
         times = torch.as_tensor(t, device=x.device).expand(len(x))
         if not getattr(self.model, "timeless", False) or score or grad or guide is not None:
             return self._asked(x, times, group, score, grad, step, guide)
-        prediction = self.memory(x, group, lambda new: self._asked(x[new], times[new], group[new.to(group.device)])[0])
+        prediction = self.answers(x, group, lambda new: self._asked(x[new], times[new], group[new.to(group.device)])[0])
         return prediction, None, None
 
     def _asked(
@@ -191,9 +191,9 @@ class Evaluate:
                 f'unsteered run, viot.sample(model, lambda x: torch.zeros(len(x)), "base").'
             )
         scores = torch.cat(rewards)
-        if step < 0 and x0.is_floating_point():
-            # Some rewards have an opinion of NaN pixels; a sample that the network broke is dead all the same.
-            whole = x0.isfinite().flatten(1).all(1).cpu()
+        if step < 0:
+            # Some rewards have an opinion of NaN pixels; a sample that the network broke is dead all the same. A token stays masked there.
+            whole = (x0.isfinite() if x0.is_floating_point() else x0 != getattr(self.kernel, "mask_id", None)).flatten(1).all(1).cpu()
             scores = self.sane(torch.where(whole, scores, torch.nan), _where(step), "the network")
         joined = {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
         return Scored(scores, joined, _join_samples(samples) if keep else None)

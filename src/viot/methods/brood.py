@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..kernel import double
-from ..model import Grid
+from ..model import Grid, Prediction
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,12 @@ class Brood:
     log_p: Tensor
 
 
-def doubt(logits: Tensor, free: Tensor, order: str) -> Tensor:
+def doubt(prediction: Prediction, free: Tensor, order: str) -> Tensor:
     """How little the model knows of each free position (rows, length): 1 − the largest probability ("confident"), or the entropy; 0 elsewhere."""
+    if order == "confident" and "sure" in prediction.extra:
+        return torch.where(free, 1 - prediction.extra["sure"].cpu().double(), 0.0)
+    logits = prediction.logits
+    assert logits is not None
     asked = double(logits[free.to(logits.device)])
     if order == "confident":
         value = -torch.expm1(asked.amax(-1) - asked.logsumexp(-1))

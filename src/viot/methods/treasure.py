@@ -126,14 +126,14 @@ class TReASURe(BeamSearch):
         if self.order == "random":
             key, skip = self.uniform(problem, state, "position", (x.shape[-1],), self.shared)[node], torch.zeros_like(node)
         else:
-            key = doubt(logits, free, self.order)
+            key = doubt(prediction, free, self.order)
             skip = self.where(state, node)[1] * (state.step == 0)
         at, there = first_positions(key, free, min(self.positions, x.shape[-1]), skip)
         noise = None
         if self.expand == "sample":
             noise = self.uniform(problem, state, "token", (at.shape[-1], logits.shape[-1]))[node]
         # Masks of a later block may appear beside the child's token, once there are no others.
-        extra = free.double() - doubt(logits, x == mask, "confident") if self.reveal > 1 else None
+        extra = free.double() - doubt(prediction, x == mask, "confident") if self.reveal > 1 else None
         return born(x, guess, logits, at, split(self.branch, there), noise, mask, extra, self.reveal - 1)
 
     def assess(
@@ -153,8 +153,7 @@ class TReASURe(BeamSearch):
             elif self.score == "samples":
                 draw = problem.draw(state.step, "fill", counts=torch.bincount(group[at], minlength=problem.G).tolist())
                 parents = prediction.map(lambda v: v[brood.parent[at].to(v.device)])
-                # (Asked for one, the kernel gives the likeliest.)
-                guess = problem.kernel.guess(x, parents, draw, max(2, self.fills))[:, : self.fills]
+                guess = problem.kernel.guess(x, parents, draw, self.fills)
             n = guess.shape[1]
             found = problem.evaluate.score(guess.flatten(0, 1).to(device), index[at].repeat_interleave(n), state.step)
             scores[at] = found.rewards.view(-1, n).mean(-1)

@@ -43,7 +43,7 @@ class LLaDA2(MaskedLM):
         # Rows of shorter prompts begin later.
         return ((self.start != NOTHING).cumsum(-1) - 1).clamp_min(0) // self.block
 
-    def nll(self, x0: Tensor, group: Tensor | None = None, draws: int = 16, generator: torch.Generator | None = None) -> Tensor:
+    def nll(self, x0: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """TypeError: a network that sees no later block has no law of masks everywhere."""
         raise TypeError("LLaDA2 looks at one block and those before it: the bound over masks anywhere does not hold for it")
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernel import Categorical
+from ..kernel import Categorical, double
 from ..model import Grid, Prediction
 from .tokens import NOTHING, Tokenizer, as_rows, before_given
 
@@ -79,6 +79,8 @@ class MaskedLM:
         if cached and timed:
             raise ValueError("a network that is told the time has no answer to keep for the next step: leave cached out")
         prompts = [prompt] if isinstance(prompt, str) else prompt
+        if prompts is not None and not (isinstance(prompts, (list, tuple)) and all(isinstance(p, str) for p in prompts)):
+            raise TypeError(f"prompt takes a text or a list of texts, one per group, not {prompt!r}")
         if prompts is not None and not prompts:
             raise ValueError("prompt is an empty list; give one text per group, or leave it out")
         self.network, self.tokenizer, self.timed, self.timeless = network, tokenizer, timed, cached
@@ -96,6 +98,10 @@ class MaskedLM:
 
     def grid(self, steps: int) -> Grid:
         """Equal steps of the share that is revealed: the log-linear schedule of MDLM. Times are the shares that are masked."""
+        if self.block is not None and steps < (n := self.count()):
+            raise ValueError(
+                f"{n} blocks are revealed one after the other in at least {n} steps, not {steps}: give steps ≥ {n}, or larger blocks"
+            )
         revealed = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
         return Grid(1 - revealed[:-1], revealed, 1 - revealed)
 
@@ -105,13 +111,16 @@ class MaskedLM:
 
     def predict(self, x: Tensor, t: Tensor, group: Tensor) -> Prediction:
         logits = self.network(x, t) if self.timed else self.network(x)
+        if logits.is_inference() or 0 in logits.stride():
+            # Not ours to write to.
+            logits = logits.clone()
         for token in self.barred:
             if token < logits.shape[-1]:
                 logits[..., token] = -torch.inf
         if self.end_id is not None and bool(self.endless.any()):
             logits[..., self.end_id].masked_fill_(self._rows(self.endless, group), -torch.inf)
         extra: dict[str, Tensor] = {}
-        if self.kernel.order == "confidence" and (self.temperature != 1 or self.top_p < 1):
+        if self.temperature != 1 or self.top_p < 1:
             # Where it is sure is the network's own matter (LLaDA): a low temperature would be sure of everything.
             extra["sure"] = logits.softmax(-1).amax(-1)
         if self.temperature != 1:
@@ -134,7 +143,7 @@ class MaskedLM:
     def pieces(self, x0: Tensor) -> list[list[str]]:
         """The piece of text that each token (rows, length) stands for, "" from the first end token on; joined, they are the text."""
         out = []
-        for row in x0.tolist():
+        for row in x0.cpu().tolist():
             n = row.index(self.end_id, self.skip) if self.end_id in row[self.skip :] else len(row)
             text = row[self.skip : n]
             shown = self.tokenizer.pieces([token if token != self.mask_id else -1 for token in text])
@@ -147,36 +156,51 @@ class MaskedLM:
         starts = self._rows(self.start, torch.zeros(len(texts), dtype=torch.long) if group is None else group)
         end = [] if self.end_id is None else [self.end_id]
         rows = []
-        for text, start in zip(texts, starts.tolist(), strict=True):
+        for text, start in zip(texts, starts.cpu().tolist(), strict=True):
             row, room = self.tokenizer.encode(text), sum(token != NOTHING for token in start[self.skip :])
             if len(row) > room or (len(row) < room and not end):
                 raise ValueError(f"{text!r} has {len(row)} tokens, and a text of this model has {room}")
             rows.append(start[: self.skip] + row + end * (room - len(row)) + [NOTHING] * (self.length - self.skip - room))
         return torch.tensor(rows).to(self.device)
 
-    def nll(self, x0: Tensor, group: Tensor | None = None, draws: int = 16, generator: torch.Generator | None = None) -> Tensor:
-        """An upper bound on −log p(x0 | what is given) in nats per text, (rows,) float64, estimated without bias from `draws` network calls.
+    def nll(
+        self, x0: Tensor, group: Tensor | None = None, draws: int = 16, generator: torch.Generator | None = None, batch_size: int = 256
+    ) -> Tensor:
+        """An upper bound on −log p(x0 | what is given) in nats per text, (rows,) float64, estimated without bias from `draws` network calls of
+        each, `batch_size` rows at a time. +inf where a text is not what is given.
 
         E over k = 1 … n, evenly, and over which k of the n free tokens are masked, of (n/k) Σ −log p (the form of LLaDA, arXiv 2502.09992,
         eq. 6, equal to MDLM's integral over t). The k are spread out over the draws.
         """
         generator = generator or torch.Generator().manual_seed(0)
-        group = torch.zeros(len(x0), dtype=torch.long) if group is None else group.cpu()
-        free = self._rows(self.start == self.mask_id, group).cpu()
-        n, total = free.sum(1), torch.zeros(len(x0), dtype=torch.float64)
+        of = torch.zeros(len(x0), dtype=torch.long) if group is None else group.cpu()
+        start = self._rows(self.start, of)
+        free = start == self.mask_id
+        n, total = free.sum(1).cpu(), torch.zeros(len(x0), dtype=torch.float64)
         for i in range(draws):
             u = (i + torch.rand(len(x0), generator=generator, dtype=torch.float64)) / draws
             k = (u * n).floor().long().clamp_max(n - 1) + 1
-            rank = torch.where(free, torch.rand(free.shape, generator=generator), 2.0).argsort(1).argsort(1)
+            rank = torch.where(free.cpu(), torch.rand(free.shape, generator=generator), 2.0).argsort(1).argsort(1)
             hidden = (rank < k[:, None]).to(x0.device)
-            x = torch.where(hidden, self.mask_id, x0)
-            with torch.no_grad():
-                logits = self.predict(x, (k / n).to(x0.device), group.to(x0.device)).logits  # type: ignore[union-attr]
-            assert logits is not None
-            row, position = hidden.nonzero(as_tuple=True)
-            log_p = logits[row, position].double().log_softmax(-1).gather(-1, x0[row, position][:, None])[:, 0].cpu()
-            total -= torch.zeros_like(total).index_add_(0, row.cpu(), log_p) * n / k
+            for begin in range(0, len(x0), batch_size):
+                part = slice(begin, begin + batch_size)
+                total[part] += self._missed(x0[part], hidden[part], (k / n)[part], of[part]) * (n / k)[part]
+        total[((x0 != start) & ~free).any(1).cpu()] = torch.inf
         return total / draws
+
+    def _missed(self, x0: Tensor, hidden: Tensor, t: Tensor, group: Tensor) -> Tensor:
+        """Σ −log p of what is hidden of x0 (rows, length), by one network call."""
+        x = torch.where(hidden, self.mask_id, x0)
+        with torch.no_grad():
+            logits = self.predict(x, t.to(x0.device), group.to(x0.device)).logits
+        assert logits is not None
+        row, position = hidden.nonzero(as_tuple=True)
+        log_p = double(logits[row, position]).log_softmax(-1).gather(-1, x0[row, position][:, None].to(logits.device))[:, 0]
+        return -torch.zeros(len(x0), dtype=torch.float64).index_add_(0, row.cpu(), log_p.cpu())
+
+    def count(self) -> int:
+        """The number of blocks that hold free places, of the prompt that has most."""
+        return max(len(blocks[free].unique()) for blocks, free in zip(self.blocks(), self.start == self.mask_id, strict=True))
 
     def blocks(self) -> Tensor:
         """(prompts, length) the number of each position's block: free places from the left, `block` at a time."""
@@ -191,7 +215,7 @@ class MaskedLM:
 
 def nucleus(logits: Tensor, share: float) -> Tensor:
     """Logits (…, vocabulary) with −inf outside of the likeliest tokens whose probabilities first sum to `share`."""
-    p, order = logits.softmax(-1).sort(-1, descending=True)
+    p, order = logits.float().softmax(-1).sort(-1, descending=True)
     # What comes before a token, without it: the likeliest one always stays.
     out = p.cumsum(-1) - p >= share
     return logits.masked_fill(torch.zeros_like(out).scatter(-1, order, out), -torch.inf)

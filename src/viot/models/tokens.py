@@ -36,10 +36,10 @@ class Letters:
     alphabet: str
 
     def encode(self, text: str) -> list[int]:
-        text = text.lower() if self.alphabet.islower() else text
-        if bad := _unknown(text, self.alphabet):
+        taken = text.lower() if self.alphabet.islower() else text
+        if bad := _unknown(taken, self.alphabet):
             raise ValueError(f"{text!r} holds {bad}, which this model does not know; its letters are {self.alphabet}")
-        return [self.alphabet.index(c) for c in text]
+        return [self.alphabet.index(c) for c in taken]
 
     def pieces(self, ids: list[int]) -> list[str]:
         return [self.alphabet[i] if i < len(self.alphabet) else "" for i in ids]
@@ -55,19 +55,22 @@ class Pieces:
         self.tokenizer, self.unknown = tokenizer, tokenizer.token_to_id(unknown)
         self.table = {i: piece for piece, i in tokenizer.get_vocab().items()}
         self.known = {c for piece in self.table.values() for c in piece} | {" "}
+        #: Tokens that stand for no text, however it is written.
+        self.special = set(tokenizer.get_added_tokens_decoder())
 
     def encode(self, text: str) -> list[int]:
-        text = text.lower()
-        if self.unknown is None and (bad := _unknown(text, self.known)):
-            raise ValueError(f"{text!r} holds {bad}, which this model's tokenizer does not know")
-        # Spaces around a text say nothing: every word brings its own.
-        if not text.strip():
+        # Spaces around a text say nothing, since every word brings its own, and neither do more than one between two.
+        taken = " ".join(text.lower().split())
+        if not taken:
             return []
-        found = self.tokenizer.encode(text.strip())
-        if strange := [text.strip()[a:b].strip() for i, (a, b) in zip(found.ids, found.offsets, strict=True) if i == self.unknown]:
-            raise ValueError(
-                f"{text!r} holds {', '.join(map(repr, strange))}, which this model does not know; it knows {len(self.table)} words"
-            )
+        if self.unknown is None and (bad := _unknown(taken, self.known)):
+            raise ValueError(f"{text!r} holds {bad}, which this model's tokenizer does not know")
+        found = self.tokenizer.encode(taken)
+        ours = [i in self.special or i == self.unknown for i in found.ids]
+        # A space may be a token of its own beside one that stands for no text.
+        strange = [word for (a, b), bad in zip(found.offsets, ours, strict=True) if bad and (word := taken[a:b].strip())]
+        if strange:
+            raise ValueError(f"{text!r} holds {', '.join(map(repr, strange))}, which this model does not know; it knows {len(self.table)} words")
         return found.ids
 
     def pieces(self, ids: list[int]) -> list[str]:
@@ -81,9 +84,7 @@ def given(text: str, tokenizer: Tokenizer, length: int, mask_id: int, end_id: in
     "mar" begins the text; "[MASK:3]a" is a whole text of three free places and an a; "one [MASK:*] two" leaves as many places as there is
     room for in between. After a whole text come end tokens, if the model has one.
     """
-    if not FREE.search(text):
-        text += "[MASK:*]"
-    before, *rest = FREE.split(text)
+    before, *rest = FREE.split(text if FREE.search(text) else f"{text}[MASK:*]")
     ids: list[int] = list(tokenizer.encode(before))
     tail: list[int] | None = None
     for count, words in zip(rest[::2], rest[1::2], strict=True):

@@ -228,8 +228,8 @@ def _legend(population: Population) -> str:
 
 
 def _steps(population: Population) -> int:
-    known = population.config.get("steps")
-    return int(known) if known else int(population.appeared.max()) if population.appeared is not None else 1
+    """The latest at which a token appeared: levels of a beam are not steps of the grid, and few tokens may be there long before its end."""
+    return 1 if population.appeared is None else max(1, int(population.appeared.max()))
 
 
 def _html(text: str) -> str:

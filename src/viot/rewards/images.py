@@ -57,6 +57,15 @@ class Preprocess:
         return surplus // 2 if self.odd == "floor" else round(surplus / 2)
 
 
+def as_pictures(samples: Any, who: str) -> Tensor:
+    """What is a tensor of pixels at all, of any shape; a ValueError for texts."""
+    if isinstance(samples, Tensor):
+        return samples
+    raise ValueError(
+        f"the reward {who} reads pictures, and this model makes {'text' if isinstance(samples, list) else type(samples).__name__}"
+    )
+
+
 def as_videos(samples: Any, who: str, channels: Sequence[int] = (1, 3)) -> Tensor:
     """Images (n, C, H, W) or videos (n, F, C, H, W) as videos, an image as one of a single frame; a ValueError for anything else."""
     if isinstance(samples, Tensor) and samples.is_floating_point() and samples.ndim in (4, 5) and samples.shape[-3] in channels:

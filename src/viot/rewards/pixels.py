@@ -7,6 +7,8 @@ import io
 import torch
 from torch import Tensor
 
+from .images import as_pictures
+
 
 class Brightness:
     """Mean pixel value, between 0 and 1."""
@@ -14,7 +16,7 @@ class Brightness:
     name, differentiable = "brightness", True
 
     def __call__(self, samples: Tensor) -> Tensor:
-        return samples.flatten(1).mean(1)
+        return as_pictures(samples, self.name).flatten(1).mean(1)
 
 
 class Jpeg:
@@ -31,7 +33,7 @@ class Jpeg:
         from ..report.pictures import to_pil
 
         sizes = []
-        for image in samples:
+        for image in as_pictures(samples, self.name):
             buffer = io.BytesIO()
             to_pil(image).convert("L" if image.shape[0] == 1 else "RGB").save(buffer, format="JPEG", quality=self.quality)
             sizes.append(buffer.tell())

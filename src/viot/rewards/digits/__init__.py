@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...hub import embedded
+from ..images import as_pictures
 from .nets import Classifier, Judge
 
 FOLDER = Path(__file__).parent
@@ -39,7 +40,7 @@ class Digits:
         self.name = f"digit:{self.wanted[0]}" if len(self.wanted) == 1 else f"digits:{','.join(map(str, self.wanted))}"
 
     def __call__(self, samples: Tensor) -> Tensor:
-        if samples.ndim != 4 or tuple(samples.shape[1:]) != (1, 28, 28):
+        if as_pictures(samples, self.name).ndim != 4 or tuple(samples.shape[1:]) != (1, 28, 28):
             raise ValueError(f"the digit rewards read images (n, 1, 28, 28), not {tuple(samples.shape)}; use them with the model 'digits'")
         net = classifier()
         if next(net.parameters()).device != samples.device:

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from .model import Prediction
+from .particles import first_of
 
 
 @dataclass
-class Memory:
+class Answers:
     """The rows that were asked about last, (n, 1 + event): group and state, and what was answered. It changes cost, never the answer."""
 
     rows: Tensor | None = None
@@ -25,20 +26,16 @@ class Memory:
     def __call__(self, x: Tensor, group: Tensor, ask: Callable[[Tensor], Prediction]) -> Prediction:
         """The prediction of all rows x (n, *event), from `ask(index)`, which is called once with the rows that are new."""
         rows = torch.cat([group.to(x.device)[:, None], x.flatten(1)], 1)
-        before = rows[:0] if self.rows is None else self.rows
+        n = 0 if self.rows is None else len(self.rows)
         # Old rows first: the first of several equal ones answers for all.
-        kinds, kind = torch.cat([before, rows]).unique(dim=0, return_inverse=True)
-        n = len(before)
-        source = torch.full((len(kinds),), len(kind), device=x.device).scatter_reduce(
-            0, kind, torch.arange(len(kind), device=x.device), "amin"
-        )
-        first = source[kind[n:]]
-        fresh = torch.nonzero(first == torch.arange(n, len(kind), device=x.device))[:, 0]
+        first = first_of(rows if self.rows is None else torch.cat([self.rows, rows]))
+        first = first[n:]
+        fresh = torch.nonzero(first == torch.arange(n, n + len(x), device=x.device))[:, 0]
         if len(fresh) == len(x):
             found = ask(fresh)
         else:
-            place = torch.empty(len(kind), dtype=torch.long, device=x.device)
-            place[:n], place[n + fresh] = torch.arange(n, device=x.device), n + torch.arange(len(fresh), device=x.device)
+            place = torch.arange(n + len(x), device=x.device)
+            place[n + fresh] = n + torch.arange(len(fresh), device=x.device)
             found = _picked(self.prediction, ask(fresh) if len(fresh) else None, place[first], n)
         self.rows, self.prediction = rows, found
         return found
