@@ -2,7 +2,8 @@
 
     python benchmarks/text.py [--threads 1] [--particles 256] [--steps 40] [--repeats 3] [--out runs/text.json]
 
-The bare run calls the same network on the same number of rows as often, and nothing else. The two take turns; times are of this process
+The bare run calls the same network on the same number of rows as often, for the logits of every position, and nothing else; steering asks it
+about the masked positions alone, where that is possible, and so may well be faster. The two take turns; times are of this process
 (`time.process_time`), which a busy machine disturbs less than the clock on the wall, and are printed for both.
 """
 

@@ -74,6 +74,28 @@ def chi2(found, law):
 # -- the law of the chain -------------------------------------------------------------------------------------------------------------
 
 
+def test_a_network_may_be_asked_about_masks_alone():
+    world, asked = MarkovTokens(length=4), []
+    exact = network(world)
+
+    def some(x, masked):
+        assert torch.equal(masked, x == 3)
+        asked.append(int(masked.sum()))
+        return exact(x)[masked]
+
+    for settings in ({}, {"cached": True, "prompt": ["a", "[MASK:3]b"]}, {"top_p": 0.8, "order": "left"}):
+        runs = [
+            viot.sample(model, worth, VASR(schedule="every"), particles=16, steps=6, progress=False)
+            for model in (language(world, **settings), MaskedLM(some, LETTERS, length=4, mask_id=3, at_masks=True, **settings))
+        ]
+        assert runs[0].samples == runs[1].samples
+        assert torch.equal(runs[0].log_weights, runs[1].log_weights)
+    assert asked[-1] < asked[0]
+    check_model(MaskedLM(some, LETTERS, length=4, mask_id=3, at_masks=True))
+    with pytest.raises(ValueError, match="at_masks or timed"):
+        MaskedLM(some, LETTERS, length=4, mask_id=3, at_masks=True, timed=True)
+
+
 def test_it_is_a_model():
     for settings in (
         {},

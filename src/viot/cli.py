@@ -90,8 +90,12 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--nfe", metavar="ROWS,ROWS,…", help="budgets, network rows per group (default: those of the task)")
     bench.add_argument("--seeds", metavar="N", help="a count, or a range such as 3:6 (default 3)")
     bench.add_argument("--judge", metavar="NAME", action="append", help="a reward to read answers by that steers nobody; may be repeated")
+    bench.add_argument(
+        "--reference", metavar="N", type=int, help="base draws behind the reference of points and pictures (default: of the task); 0: none"
+    )
+    bench.add_argument("--jobs", metavar="N", type=int, help="processes of one thread each that make rows side by side (default 1)")
     _model(bench)
-    _run(bench)
+    _run(bench, "strength of the reward: a number, or several between commas, each a row (default: of the task)")
 
     kinds = list(commands.TABLES)
     listing = command("list", commands.listing, f"Show the {', '.join(kinds[:-1])} and {kinds[-1]} that have names.")
@@ -129,7 +133,9 @@ def _model(sub: argparse.ArgumentParser) -> None:
     model.add_argument("--device", help="cpu, cuda, mps, … (default cpu)")
 
 
-def _run(sub: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+def _run(
+    sub: argparse.ArgumentParser, lam: str = "strength of the reward: a number, ess:0.3 or kl:2 (default 1)"
+) -> argparse._ArgumentGroup:
     """The flags that say what to do with it, whether once or many times."""
     run = sub.add_argument_group("the run")
     run.add_argument("--reward", metavar="NAME", help="a name of `viot list rewards`, e.g. digit:7 (default)")
@@ -137,7 +143,7 @@ def _run(sub: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         "--groups", metavar="G", help="independent groups: a count, or a range of indices such as 4:8 (default one per prompt)"
     )
     run.add_argument("--steps", metavar="T", type=int, help="network calls per particle (default 50)")
-    run.add_argument("--lam", metavar="λ", help="strength of the reward: a number, ess:0.3 or kl:2 (default 1)")
+    run.add_argument("--lam", metavar="λ", help=lam)
     run.add_argument("--batch-size", metavar="ROWS", type=int, help="rows at a time; changes memory, never the draws")
     run.add_argument("--out", metavar="FOLDER", help="where to write (default: a folder below runs/)")
     return run

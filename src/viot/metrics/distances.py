@@ -1,7 +1,7 @@
 r"""Distances between two weighted sets of points, (n, d) with weights (n,) against (m, d) with weights (m,), in float64.
 
-Both are distances between the discrete measures Σ w_i δ(x_i) and Σ v_j δ(y_j) themselves, and correct for no noise of sampling: n independent
-draws of a law are at a distance of order n^−½ from it, and uneven weights count as fewer draws. Say what exact draws of the same number get.
+`mmd` and `sliced_wasserstein` are distances between the discrete measures Σ w_i δ(x_i) and Σ v_j δ(y_j) themselves, and correct for no noise of
+sampling: n independent draws of a law are at a distance of order n^−½ from it, and uneven weights count as fewer draws. Say what exact draws of the same number get.
 Weights need not sum to 1; None = equal. A point of weight 0 is not there, whatever its coordinates.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 def moments(x: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Mean (d,) and covariance (d, d) of the weighted points, without a correction for their number."""
-    x, w = _measure(x, weights)
+    x, w = as_measure(x, weights)
     mean = w @ x
     gap = x - mean
     return mean, (gap * w[:, None]).T @ gap
@@ -24,7 +24,7 @@ def median_distance(x: Tensor, weights: Tensor | None = None, at_most: int = 200
 
     The pair (i, j) counts w_i w_j. In several clusters it is of the size of the gaps between them as soon as most pairs are apart.
     """
-    x, w = _measure(x, weights)
+    x, w = as_measure(x, weights)
     if len(x) < 2:
         raise ValueError("the median distance between points needs two of positive weight")
     if len(x) > at_most:
@@ -100,34 +100,108 @@ def sliced_wasserstein(
     return (total / len(theta)) ** (1 / order)
 
 
+def frechet_distance(x: Tensor, y: Tensor, weights_x: Tensor | None = None, weights_y: Tensor | None = None) -> float:
+    """‖μ_x − μ_y‖² + Tr(Σ_x + Σ_y − 2 (Σ_x Σ_y)^½) between features x (n, d) and y (m, d).
+
+    The squared Wasserstein-2 distance of the two Gaussians (FID's formula), covariances corrected for the number of points, 1/(1 − Σ w²): n/(n − 1)
+    for equal weights. A number only means something beside others in the same features and with similar n: it is biased upwards for few samples.
+    """
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
+        raise ValueError(f"features must be (n, d) and (m, d) with n, m ≥ 2, not {tuple(x.shape)} and {tuple(y.shape)}")
+    (mean_x, cov_x), (mean_y, cov_y) = _spread(x, weights_x), _spread(y, weights_y)
+    # As √Σ_x Σ_y √Σ_x, which is symmetric: of few points the product itself has many eigenvalues near 0, at which solvers fail.
+    values, axes = torch.linalg.eigh(cov_x)
+    half = axes * values.clamp_min(0).sqrt()
+    cross = torch.linalg.eigvalsh(half.T @ cov_y @ half).clamp_min(0).sqrt().sum()
+    gap = mean_x - mean_y
+    return float(gap @ gap + cov_x.trace() + cov_y.trace() - 2 * cross)
+
+
+def _spread(x: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean and covariance, corrected for the number of points."""
+    x, w = as_measure(x, weights)
+    if len(x) < 2:
+        raise ValueError("a covariance needs two points of positive weight")
+    mean, cov = moments(x, w)
+    return mean, cov / (1 - w @ w)
+
+
+def precision_recall(
+    x: Tensor, y: Tensor, k: int = 3, weights_x: Tensor | None = None, weights_y: Tensor | None = None
+) -> tuple[float, float]:
+    """Improved precision and recall (arXiv 1904.06991, section 2) of samples x (n, d) against a reference y (m, d), n, m > k.
+
+    Precision is the share of x inside the support of y, which is the union of balls around its points, each reaching to its k-th nearest
+    neighbour; recall the share of y inside the support of x. Weights say how much a point counts in its share. A support knows no weights: every
+    point of positive weight is one of its balls, and a point with k copies has a ball of radius 0.
+    """
+    x, w, y, v = _pair(x, weights_x, y, weights_y)
+    if k < 1 or min(len(x), len(y)) <= k:
+        raise ValueError(
+            f"k-th neighbours need k ≥ 1 and more than k points of positive weight, not k = {k}, n = {len(x)} and m = {len(y)}"
+        )
+    gap = _gaps(x, y)
+    return float(w @ (gap <= _reach(y, k)).any(1).double()), float(v @ (gap <= _reach(x, k)[:, None]).any(0).double())
+
+
+def _gaps(x: Tensor, y: Tensor) -> Tensor:
+    """(n, m) Euclidean distances, without the cancellation of matrix products: a point and its copy are at 0."""
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _reach(x: Tensor, k: int) -> Tensor:
+    """(n,) the distance of each point to its k-th nearest other one: itself is the first of the k + 1 nearest."""
+    return _gaps(x, x).kthvalue(k + 1, dim=1).values
+
+
+def mode_mass(x: Tensor, centres: Tensor, radius: float, weights: Tensor | None = None) -> tuple[Tensor, float]:
+    """The share (C,) of the points whose nearest centre of (C, d) is at most `radius` away, for each centre, and the share of all others."""
+    x, w = as_measure(x, weights)
+    centres = centres.detach().cpu().double()
+    if centres.ndim != 2 or centres.shape[1] != x.shape[1] or not len(centres):
+        raise ValueError(f"centres must be (C, {x.shape[1]}) with C ≥ 1, not {tuple(centres.shape)}")
+    if not radius > 0:
+        raise ValueError(f"a radius is > 0, not {radius}")
+    gap, nearest = _gaps(x, centres).min(1)
+    inside = gap <= radius
+    shares = torch.zeros(len(centres), dtype=torch.float64).index_add_(0, nearest[inside], w[inside])
+    return shares, float(w[~inside].sum())
+
+
 def _quantiles(projected: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Projections (directions, n) in rising order and their cumulative weights."""
     ordered, index = projected.sort(dim=1)
     return ordered, weights[index].cumsum(1)
 
 
-def _measure(x: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+def masses(n: int, weights: Tensor | None = None, what: str = "points") -> Tensor:
+    """(n,) weights that sum to 1, float64; None = equal."""
+    if weights is None:
+        return torch.full((n,), 1 / n, dtype=torch.float64)
+    w = weights.detach().cpu().double()
+    if w.shape != (n,):
+        raise ValueError(f"{n} {what} need as many weights, not {tuple(w.shape)}")
+    if not bool((w.isfinite() & (w >= 0)).all()) or not float(w.sum()) > 0:
+        raise ValueError("weights must be finite and ≥ 0, and not all 0")
+    return w / w.sum()
+
+
+def as_measure(x: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Points (n, d) and normalised weights (n,), those of weight 0 left out."""
     if x.ndim != 2 or not len(x):
         raise ValueError(f"points must be (n, d) with n ≥ 1, not {tuple(x.shape)}")
     x = x.detach().cpu().double()
-    if weights is None:
-        w = torch.full((len(x),), 1 / len(x), dtype=torch.float64)
-    else:
-        w = weights.detach().cpu().double()
-        if w.shape != x.shape[:1]:
-            raise ValueError(f"{len(x)} points need as many weights, not {tuple(w.shape)}")
-        if not bool((w.isfinite() & (w >= 0)).all()) or not float(w.sum()) > 0:
-            raise ValueError("weights must be finite and ≥ 0, and not all 0")
-        x, w = x[w > 0], w[w > 0] / w.sum()
+    w = masses(len(x), weights)
+    if weights is not None:
+        x, w = x[w > 0], w[w > 0]
     if not bool(x.isfinite().all()):
         raise ValueError("points of positive weight must be finite")
     return x, w
 
 
 def _pair(x: Tensor, weights_x: Tensor | None, y: Tensor, weights_y: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x, w = _measure(x, weights_x)
-    y, v = _measure(y, weights_y)
+    x, w = as_measure(x, weights_x)
+    y, v = as_measure(y, weights_y)
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"points must have the same dimension, not {x.shape[1]} and {y.shape[1]}")
     return x, w, y, v

@@ -40,6 +40,20 @@ def _mixture() -> Any:
 
 
 @models.add(
+    "checkerboard", "a board of four by four squares, its dark ones an exact mixture of 72 Gaussians", cost="free", licence="Apache-2.0"
+)
+def _checkerboard() -> Any:
+    import torch
+
+    from .gaussian import GaussianMixture
+
+    # Squares of side 2 on [−4, 4]², each of three by three Gaussians twice their standard deviation apart: nearly flat inside.
+    corners = torch.tensor([(i, j) for i in range(4) for j in range(4) if (i + j) % 2 == 0], dtype=torch.float64) * 2 - 4
+    inside = torch.cartesian_prod(*[torch.tensor([1.0, 3.0, 5.0], dtype=torch.float64) / 3] * 2)
+    return GaussianMixture((corners[:, None] + inside).flatten(0, 1), (1 / 3) ** 2)
+
+
+@models.add(
     "captions",
     "pictures of one or two coloured digits from a caption: a small Stable Diffusion pipeline that comes with the package",
     cost="4 ms per image on two cores",

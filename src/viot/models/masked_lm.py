@@ -23,6 +23,8 @@ class MaskedLM:
     """A network over tokens as a Model: tokens (n, length) -> logits (n, length, vocabulary).
 
     network      tokens -> logits; with `timed`, (tokens, t) -> logits, t (n,) the share that is masked. What it returns is written to
+    at_masks     the network is called with (tokens, masked), masked (n, length) bool, and returns (m, vocabulary) for those m positions alone:
+                 the others are never asked about, and the head of a small network is a third of its work
     tokenizer    text -> ids -> pieces of text, see `viot.models.tokens`
     length       of every sequence
     mask_id      the token that stands for nothing yet. The network may have a logit for it, which is never used
@@ -62,6 +64,7 @@ class MaskedLM:
         temperature: float = 1.0,
         top_p: float = 1.0,
         timed: bool = False,
+        at_masks: bool = False,
         start: Tensor | None = None,
         skip: int = 0,
         cached: bool = False,
@@ -76,6 +79,8 @@ class MaskedLM:
             raise ValueError(f"a block holds at least one token, not {block}")
         if block is not None and order == "random":
             raise ValueError('blocks are revealed by a counted order: give order="first-hitting", "confidence" or "left" with block')
+        if at_masks and timed:
+            raise ValueError("a network is called with the masked positions or with the time, not with both: choose at_masks or timed")
         if cached and timed:
             raise ValueError("a network that is told the time has no answer to keep for the next step: leave cached out")
         prompts = [prompt] if isinstance(prompt, str) else prompt
@@ -83,7 +88,7 @@ class MaskedLM:
             raise TypeError(f"prompt takes a text or a list of texts, one per group, not {prompt!r}")
         if prompts is not None and not prompts:
             raise ValueError("prompt is an empty list; give one text per group, or leave it out")
-        self.network, self.tokenizer, self.timed, self.timeless = network, tokenizer, timed, cached
+        self.network, self.tokenizer, self.timed, self.at_masks, self.timeless = network, tokenizer, timed, at_masks, cached
         self.length, self.mask_id, self.end_id, self.device = length, mask_id, end_id, torch.device(device)
         self.event_shape, self.prompts, self.block, self.temperature, self.top_p = (length,), prompts, block, temperature, top_p
         self.barred = (mask_id, *barred)
@@ -110,7 +115,7 @@ class MaskedLM:
         return self._rows(self.start, torch.zeros(n, dtype=torch.long) if group is None else group).clone()
 
     def predict(self, x: Tensor, t: Tensor, group: Tensor) -> Prediction:
-        logits = self.network(x, t) if self.timed else self.network(x)
+        logits = self._answer(x, t)
         if logits.is_inference() or 0 in logits.stride():
             # Not ours to write to.
             logits = logits.clone()
@@ -133,6 +138,14 @@ class MaskedLM:
             extra["block"] = self._rows(self.blocks(), group)
         # Tokens have no mean. The fill of the masks is the kernel's guess, made where somebody asks for it: it costs a pass over all logits.
         return Prediction(x, logits=logits, extra=extra)
+
+    def _answer(self, x: Tensor, t: Tensor) -> Tensor:
+        """The network's logits (rows, length, vocabulary); 0 where it was not asked."""
+        if not self.at_masks:
+            return self.network(x, t) if self.timed else self.network(x)
+        masked = x == self.mask_id
+        found = self.network(x, masked)
+        return found.new_zeros(*x.shape, found.shape[-1]).index_put_((masked,), found)
 
     def decode(self, x0: Tensor, group: Tensor) -> list[str]:
         """Each text up to its first end token; a mask that is still there shows as an underscore."""

@@ -70,7 +70,9 @@ class Pieces:
         # A space may be a token of its own beside one that stands for no text.
         strange = [word for (a, b), bad in zip(found.offsets, ours, strict=True) if bad and (word := taken[a:b].strip())]
         if strange:
-            raise ValueError(f"{text!r} holds {', '.join(map(repr, strange))}, which this model does not know; it knows {len(self.table)} words")
+            raise ValueError(
+                f"{text!r} holds {', '.join(map(repr, strange))}, which this model does not know; it knows {len(self.table)} words"
+            )
         return found.ids
 
     def pieces(self, ids: list[int]) -> list[str]:

@@ -135,8 +135,14 @@ def _runs(*columns: Sequence[float]) -> list[list[tuple[float, ...]]]:
     return [run for run in runs if run]
 
 
+def _dash(i: int) -> str:
+    """The attribute of the i-th curve; six colours and four markers come round together after twelve, the dashes one later."""
+    dash = DASHES[(i + i // 12) % len(DASHES)]
+    return f' stroke-dasharray="{dash}"' if dash else ""
+
+
 def _curve(line: Line, x: Scale, y: Scale, i: int) -> str:
-    dash = f' stroke-dasharray="{DASHES[i % len(DASHES)]}"' if DASHES[i % len(DASHES)] else ""
+    dash = _dash(i)
     out = []
     for run in _runs(line.x, line.y):
         points = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in run)
@@ -176,7 +182,7 @@ def marker(cx: float, cy: float, i: int, inside: str = "", size: float = 3.2) ->
 def _legend(lines: list[Line]) -> str:
     items = []
     for i, line in enumerate(lines):
-        dash = f' stroke-dasharray="{DASHES[i % len(DASHES)]}"' if DASHES[i % len(DASHES)] else ""
+        dash = _dash(i)
         swatch = f'<svg class="swatch" viewBox="0 0 28 10" aria-hidden="true"><polyline class="line s{i % 6 + 1}" points="0,5 28,5"{dash}/>{marker(14, 5, i)}</svg>'
         items.append(f"<li>{swatch}{escape(line.label)}</li>")
     return f'<ul class="legend">{"".join(items)}</ul>'

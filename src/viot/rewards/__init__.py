@@ -60,6 +60,20 @@ def _brightness() -> Any:
     return Brightness()
 
 
+@rewards.add("quadratic", "−½ |x|²: points near the origin", cost="free", licence="Apache-2.0")
+def _quadratic() -> Any:
+    from .points import Quadratic
+
+    return Quadratic()
+
+
+@rewards.add("modes", "log density of the model mixture with its i-th mode weighted e^1.5i", cost="free", licence="Apache-2.0")
+def _modes() -> Any:
+    from .points import Modes
+
+    return Modes.eight()
+
+
 @rewards.add(
     "captions",
     "log-probability that the picture shows what the caption says (model captions)",
@@ -420,13 +434,13 @@ _FAMILIES = {
     "judge": ("Judge",),
     "language": ("Classifier", "Perplexity"),
     "pixels": ("Brightness", "Jpeg"),
-    "points": ("Quadratic",),
+    "points": ("Modes", "Quadratic"),
     "readers": ("Acceptable", "Fluency", "Reviews", "ReviewsJudge"),
     "text": ("Count", "Length", "Lexicon", "Regex"),
 }
 
 __all__ = [
     "HPS", "Acceptable", "Aesthetic", "Brightness", "Classifier", "ClipScore", "Count", "Deblurring", "Digits", "Fluency", "ImageReward",
-    "Inpainting", "Jpeg", "Judge", "Length", "Lexicon", "Likelihood", "Min", "Noisy", "Perplexity", "PickScore", "Product", "Quadratic",
+    "Inpainting", "Jpeg", "Judge", "Length", "Lexicon", "Likelihood", "Min", "Modes", "Noisy", "Perplexity", "PickScore", "Product", "Quadratic",
     "Regex", "Reviews", "ReviewsJudge", "Reward", "Scores", "Sum", "SuperResolution", "as_reward", "rewards",
 ]  # fmt: skip

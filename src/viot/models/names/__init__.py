@@ -16,4 +16,6 @@ def load(**settings: Any) -> MaskedLM:
     """The names model: up to twelve letters a–z. `settings` are those of `MaskedLM`: prompt, order, remask, cached, device, …"""
     network = read(FOLDER, settings.get("device", "cpu"))
     config = {"name": "names"}
-    return MaskedLM(network, Letters("abcdefghijklmnopqrstuvwxyz"), length=12, mask_id=27, end_id=26, config=config, **settings)
+    return MaskedLM(
+        network, Letters("abcdefghijklmnopqrstuvwxyz"), length=12, mask_id=27, end_id=26, at_masks=True, config=config, **settings
+    )
