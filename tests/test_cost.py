@@ -48,7 +48,7 @@ def test_rows_of_digits(method):
 def test_answers_that_are_kept_are_timed_by_asking():
     model, asked = viot.load("names", cached=True), []
     network = model.network
-    model.network = lambda x: (asked.append(len(x)), network(x))[1]
+    model.network = lambda x, at: (asked.append(len(x)), network(x, at))[1]
     estimate(model, lambda texts: torch.zeros(len(texts)), "base", particles=16, steps=12)
     assert len(asked) >= 2, "one probe's answers are not the next one's"
 

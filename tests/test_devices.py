@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 import torch
+from helpers import METHODS
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -123,7 +124,7 @@ def run(model=None, reward=bright, method="vasr", **settings):
 @pytest.mark.parametrize("batch_size", [None, 3])
 @pytest.mark.parametrize(
     "method",
-    [*viot.methods.methods, FVD(rebirth_noise="all_later_steps", cap_policy="temper"), FKD(compat="released", potential="sum")],
+    [*METHODS, FVD(rebirth_noise="all_later_steps", cap_policy="temper"), FKD(compat="released", potential="sum")],
     ids=str,
 )
 def test_methods(method, batch_size):

@@ -306,11 +306,17 @@ def figure(rows: list[Row]) -> tuple[str, str]:
 
 
 def costs(rows: list[Row]) -> list[tuple[str, str]]:
-    """Quality against budget and against wall clock, at each strength; nothing where there is one budget or no quality."""
+    """Quality against budget and against wall clock, at each strength; nothing where there is one budget or no quality.
+
+    Of texts it is the reward: how likely the plain model finds them is no aim of itself.
+    """
     quality = _quality(rows)
     if quality is None or len(_budgets(rows)) < 2:
         return []
     key, _, label = quality
+    aim = "lower is better"
+    if key == "nll":
+        key, label, aim = "reward", "reward, weighted mean", "higher is what was asked for"
     found = []
     for lam in _sweep(rows) or [None]:
         mine = [row for row in rows if lam is None or row["config"]["lam"] == lam]
@@ -321,8 +327,9 @@ def costs(rows: list[Row]) -> list[tuple[str, str]]:
         ):
             lines = _curves(mine, x, lambda row: row["metrics"].get(key))
             label = label.format(model=rows[0]["config"]["model"]["name"])
-            note = f"{label}{at}: lower is better. Means over seeds."
-            found.append((f"{label.split(',')[0]} over {title}{at}", chart(label, note, lines, x_label=x_label, whole=False)))
+            note = f"{label[0].upper()}{label[1:]}{at}: {aim}. Means over seeds."
+            short = label.split(",")[0]
+            found.append((f"{short[0].upper()}{short[1:]} over {title}{at}", chart(label, note, lines, x_label=x_label, whole=False)))
     return found
 
 
