@@ -219,6 +219,20 @@ ALPHABET, LENGTH, MASK = 4, 3, 4
 STRINGS = torch.tensor(list(itertools.product(range(ALPHABET), repeat=LENGTH)))
 
 
+def ways(masked, p, order):
+    """What may be revealed in a step, (states, LENGTH), and with what probability in each state."""
+    if order == "random":
+        for chosen in map(torch.tensor, itertools.product([False, True], repeat=LENGTH)):
+            picked = chosen & masked
+            # What is not masked chooses nothing: every choice of the masked positions counts once.
+            yield ~(chosen & ~masked).any(-1) * p ** picked.sum(-1) * (1 - p) ** (masked & ~chosen).sum(-1), picked
+        return
+    # From the left, n p of n masks: with fewer masks than steps one of them or none. (A state with more is never reached.)
+    wanted = (masked.sum(-1) * p).clamp_max(1)
+    for k, weight in ((0, 1 - wanted), (1, wanted)):
+        yield weight, masked & (masked.cumsum(-1) <= k)
+
+
 def token_law(model, steps, order="random"):
     """The law (64,) of the finished strings, by enumeration of all 125 states of the chain."""
     states = torch.tensor(list(itertools.product(range(ALPHABET + 1), repeat=LENGTH)))
@@ -226,12 +240,7 @@ def token_law(model, steps, order="random"):
     masked, now = states == MASK, (states == MASK).all(-1).double()
     for s_t, s_s in itertools.pairwise(model.grid(steps).sigmas.tolist()):
         p, move = (s_t - s_s) / s_t, torch.zeros(len(states), len(states), dtype=torch.float64)
-        for chosen in map(torch.tensor, itertools.product([False, True], repeat=LENGTH)):
-            picked = chosen & masked
-            # What is not masked chooses nothing: every choice of the masked positions counts once.
-            weight = ~(chosen & ~masked).any(-1) * p ** picked.sum(-1) * (1 - p) ** (masked & ~chosen).sum(-1)
-            # From the left, as many as were picked.
-            reveal = picked if order == "random" else masked & (masked.cumsum(-1) <= picked.sum(-1, keepdim=True))
+        for weight, reveal in ways(masked, p, order):
             to = torch.ones(len(states), len(states), dtype=torch.float64)
             for i in range(LENGTH):
                 token = torch.cat([probs[:, i], torch.zeros(len(states), 1)], 1)[:, states[:, i]]
