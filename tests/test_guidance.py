@@ -275,6 +275,8 @@ def token_scores(method, model=None, steps=4, lam=1.2, groups=1000, order="rando
     z, w = found.log_z.exp(), found.weights
     cells = [((STRINGS[:, i] == v).double() @ pi, x[..., i] == v) for i in range(LENGTH) for v in range(ALPHABET)]
     cells += [(pi[k], (x == STRINGS[k]).all(-1)) for k in pi.topk(8).indices.tolist()]
+    # What nobody draws has no spread to be judged by.
+    cells = [(exact, there) for exact, there in cells if exact > 0.001]
     scores = [(z.mean() - z_true) / (z.std() / groups**0.5)]
     for exact, hit in cells:
         gap = z * ((w * hit).sum(-1) / w.sum(-1) - exact)
