@@ -74,6 +74,33 @@ def chi2(found, law):
 # -- the law of the chain -------------------------------------------------------------------------------------------------------------
 
 
+def test_nothing_follows_the_end_of_a_padded_text():
+    def flat(x):
+        return torch.zeros(*x.shape, 4)
+
+    def drawn(**settings):
+        model = MaskedLM(flat, Letters("abc"), length=6, mask_id=4, end_id=3, order="first-hitting", **settings)
+        check_model(model)
+        return model, viot.sample(model, lambda t: torch.zeros(len(t)), "base", particles=400, steps=6, progress=False).x0[0]
+
+    model, x = drawn(padded=True)
+    ended = (x == 3).cumsum(1) > 0
+    assert torch.equal(ended, x == 3), "one end, and ends behind it"
+    assert 0.1 < ended.double().mean() < 0.9
+    _, loose = drawn()
+    assert not torch.equal((loose == 3).cumsum(1) > 0, loose == 3)
+    # Between an end and what it was revealed beside in one step, the end is believed.
+    logits = model.predict(torch.tensor([[4, 3, 4, 0, 4, 4]]), torch.ones(1), torch.zeros(1, dtype=torch.long)).logits[0]
+    assert logits[0, 3] == -torch.inf
+    assert (logits[[2, 4, 5], :3] == -torch.inf).all()
+    assert logits[[2, 4, 5], 3].isfinite().all()
+    # An end that is given is no end of what is drawn.
+    given = MaskedLM(flat, Letters("abc"), length=4, mask_id=4, end_id=3, padded=True, start=torch.tensor([[3, 4, 4, 4]]), skip=1)
+    assert given.predict(given.start, torch.ones(1), torch.zeros(1, dtype=torch.long)).logits[0, 1:, :4].isfinite().all()
+    with pytest.raises(ValueError, match="there is no end_id"):
+        MaskedLM(flat, Letters("abc"), length=4, mask_id=4, padded=True)
+
+
 def test_a_network_may_be_asked_about_masks_alone():
     world, asked = MarkovTokens(length=4), []
     exact = network(world)

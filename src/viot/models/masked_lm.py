@@ -30,6 +30,8 @@ class MaskedLM:
     mask_id      the token that stands for nothing yet. The network may have a logit for it, which is never used
     barred       tokens that are never drawn, beside the mask: "unknown word" and the like
     end_id       the token that ends a text and fills what is left of the sequence; None if texts have the full length
+    padded       what follows the end of a text is end tokens and nothing else, as in all that the network was trained on: so no other token is
+                 drawn behind an end that is revealed, and no end before another token that is
     prompt       what is given: a text that begins with it, or one with free places, "[MASK:3]a", "one [MASK:*] two"; a list makes one group
                  each. Given tokens stay. A text can't end before a given token
     order        "random": the ancestral sampler of MDLM, each mask by itself. Or as many per step, as evenly as they can be: "first-hitting"
@@ -57,6 +59,7 @@ class MaskedLM:
         mask_id: int,
         end_id: int | None = None,
         barred: Sequence[int] = (),
+        padded: bool = False,
         prompt: str | list[str] | None = None,
         order: Any = "random",
         remask: float = 0.0,
@@ -81,6 +84,8 @@ class MaskedLM:
             raise ValueError('blocks are revealed by a counted order: give order="first-hitting", "confidence" or "left" with block')
         if at_masks and timed:
             raise ValueError("a network is called with the masked positions or with the time, not with both: choose at_masks or timed")
+        if padded and end_id is None:
+            raise ValueError("padded says what follows the end of a text, and there is no end_id")
         if cached and timed:
             raise ValueError("a network that is told the time has no answer to keep for the next step: leave cached out")
         prompts = [prompt] if isinstance(prompt, str) else prompt
@@ -91,7 +96,7 @@ class MaskedLM:
         self.network, self.tokenizer, self.timed, self.at_masks, self.timeless = network, tokenizer, timed, at_masks, cached
         self.length, self.mask_id, self.end_id, self.device = length, mask_id, end_id, torch.device(device)
         self.event_shape, self.prompts, self.block, self.temperature, self.top_p = (length,), prompts, block, temperature, top_p
-        self.barred = (mask_id, *barred)
+        self.barred, self.padded = (mask_id, *barred), padded
         self.kernel = Categorical(mask_id, order=order, remask=remask)
         self.skip, given = skip, as_rows(prompts, tokenizer, length, mask_id, end_id) if start is None else start
         self.start = given.to(self.device)
@@ -124,6 +129,8 @@ class MaskedLM:
                 logits[..., token] = -torch.inf
         if self.end_id is not None and bool(self.endless.any()):
             logits[..., self.end_id].masked_fill_(self._rows(self.endless, group), -torch.inf)
+        if self.padded:
+            self._ended(logits, x, group)
         extra: dict[str, Tensor] = {}
         if self.temperature != 1 or self.top_p < 1:
             # Where it is sure is the network's own matter (LLaDA): a low temperature would be sure of everything.
@@ -146,6 +153,17 @@ class MaskedLM:
         masked = x == self.mask_id
         found = self.network(x, masked)
         return found.new_zeros(*x.shape, found.shape[-1]).index_put_((masked,), found)
+
+    def _ended(self, logits: Tensor, x: Tensor, group: Tensor) -> None:
+        """What ends have been revealed of x (rows, length), and what has been that is none, put into the logits of the masks around."""
+        assert self.end_id is not None
+        given, masked = self._rows(self.start != self.mask_id, group), x == self.mask_id
+        end = (x == self.end_id) & ~given
+        behind = masked & (end.cumsum(-1) > 0)
+        ahead = masked & ~behind & (((x >= 0) & ~masked & (x != self.end_id)).flip(-1).cumsum(-1).flip(-1) > 0)
+        logits[behind] = -torch.inf
+        logits[(*behind.nonzero(as_tuple=True), self.end_id)] = 0.0
+        logits[(*ahead.nonzero(as_tuple=True), self.end_id)] = -torch.inf
 
     def decode(self, x0: Tensor, group: Tensor) -> list[str]:
         """Each text up to its first end token; a mask that is still there shows as an underscore."""

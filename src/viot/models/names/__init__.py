@@ -17,5 +17,13 @@ def load(**settings: Any) -> MaskedLM:
     network = read(FOLDER, settings.get("device", "cpu"))
     config = {"name": "names"}
     return MaskedLM(
-        network, Letters("abcdefghijklmnopqrstuvwxyz"), length=12, mask_id=27, end_id=26, at_masks=True, config=config, **settings
+        network,
+        Letters("abcdefghijklmnopqrstuvwxyz"),
+        length=12,
+        mask_id=27,
+        end_id=26,
+        at_masks=True,
+        padded=True,
+        config=config,
+        **settings,
     )

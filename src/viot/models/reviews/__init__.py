@@ -19,4 +19,6 @@ def load(**settings: Any) -> MaskedLM:
     network = read(FOLDER, settings.get("device", "cpu"))
     config = {"name": "reviews"}
     # Token 1 stands for all words that the model does not know. Where one would have been, it says another.
-    return MaskedLM(network, tokenizer, length=32, mask_id=6144, end_id=0, barred=(1,), at_masks=True, config=config, **settings)
+    return MaskedLM(
+        network, tokenizer, length=32, mask_id=6144, end_id=0, barred=(1,), at_masks=True, padded=True, config=config, **settings
+    )
