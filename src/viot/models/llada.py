@@ -88,7 +88,7 @@ def read(source: str, config: Mapping[str, Any], dtype: torch.dtype, revision: s
     state = {_renamed(source, key): value.to(dtype) for key, value in weights_of(source, revision).items()}
     if tied and "model.embed_tokens.weight" in state:
         state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
-    llama = need("transformers", "rewards").LlamaConfig(
+    llama = need("transformers", "text").LlamaConfig(
         vocab_size=config.get("embedding_size") or config["vocab_size"],
         hidden_size=width,
         intermediate_size=config.get("mlp_hidden_size") or config["mlp_ratio"] * width,

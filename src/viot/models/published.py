@@ -124,7 +124,7 @@ def file_of(source: str | Path, name: str, revision: str | None = None) -> Path:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"it has no {name}")
         return folder / name
-    return Path(need("huggingface_hub", "rewards").hf_hub_download(str(source), name, revision=revision))
+    return Path(need("huggingface_hub", "text").hf_hub_download(str(source), name, revision=revision))
 
 
 def weights_of(source: str, revision: str | None = None) -> dict[str, Tensor]:
@@ -169,7 +169,7 @@ def _class_of(source: str, revision: str | None) -> str:
             held.append({})
     words, network = held
     named = str(words.get("tokenizer_class"))
-    if "Tokenizer" in named and not named.startswith("Auto") and hasattr(need("transformers", "rewards"), named):
+    if "Tokenizer" in named and not named.startswith("Auto") and hasattr(need("transformers", "text"), named):
         return named
     return "PreTrainedTokenizerFast" if "auto_map" in {**words, **network} else "AutoTokenizer"
 
