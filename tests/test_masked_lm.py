@@ -554,7 +554,17 @@ def test_a_text_that_is_no_text_of_the_model():
         language().encode(["abcabc"])
 
 
-def test_memory_is_per_run():
+def test_other_weights_are_another_model():
+    one, two = viot.load("names"), viot.load("names")
+    assert one.config == two.config
+    with torch.no_grad():
+        two.network.bias += 1
+    again = MaskedLM(two.network, two.tokenizer, length=12, mask_id=27, end_id=26, at_masks=True, padded=True, config={"name": "names"})
+    assert again.config["weights"] != one.config["weights"]
+    assert {**again.config, "weights": None} == {**one.config, "weights": None}
+
+
+def test_answers_are_kept_within_a_run():
     model = language(cached=True)
     runs = [viot.sample(model, worth, "base", particles=8, steps=6, seed=s, progress=False) for s in (0, 0)]
     assert runs[0].nfe == runs[1].nfe

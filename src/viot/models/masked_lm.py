@@ -17,6 +17,7 @@ from torch import Tensor
 from ..kernel import Categorical, double
 from ..model import Grid, Prediction
 from .tokens import NOTHING, Tokenizer, as_rows, before_given
+from .unet import digest
 
 
 class MaskedLM:
@@ -102,7 +103,9 @@ class MaskedLM:
         self.start = given.to(self.device)
         self.endless = before_given(self.start, mask_id, end_id)
         settings = {"prompt": prompts, "order": order, "remask": remask, "block": block, "temperature": temperature, "top_p": top_p}
-        self.config = {**(config or {}), "length": length, "cached": cached, **settings}
+        # Retrained is another model, whose runs go on from nobody else's checkpoint.
+        weights = {"weights": digest(network, sums=False)} if isinstance(network, torch.nn.Module) else {}
+        self.config = {**(config or {}), "length": length, "cached": cached, "padded": padded, **weights, **settings}
 
     # -- the contract -------------------------------------------------------------------------------------------------------------
 
