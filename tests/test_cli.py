@@ -144,7 +144,9 @@ def test_unwritable_folder_is_found_before_the_first_call(tmp_path, capsys, call
     ],
 )
 def test_mistakes_are_one_sentence(flags, message, capsys, calls):
-    assert viot_("sample", *POINTS, *flags, "--out", "a") == 2
+    # A reward is told once.
+    points = POINTS[:2] + POINTS[4:] if flags[0] == "--reward" else POINTS
+    assert viot_("sample", *points, *flags, "--out", "a") == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ")
     assert message in err
@@ -338,3 +340,8 @@ def test_strengths_and_groups():
     assert number_or_wish("kl:2") == Strength("kl", 2.0)
     assert which_groups("4") == 4
     assert which_groups("4:8") == (4, 5, 6, 7)
+
+
+def test_a_flag_that_is_given_twice_is_said(capsys):
+    assert viot_("sample", *POINTS, "--reward", "jpeg") == 2
+    assert "--reward: given twice, brightness and jpeg; several rewards are one in Python" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from . import commands
 from .console import complain, notes
@@ -119,6 +120,19 @@ def _what(sub: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+class Once(argparse.Action):
+    """A flag that is given once: of two the first would be lost without a word."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        if (before := getattr(namespace, self.dest)) is not None:
+            raise argparse.ArgumentError(
+                self, f"given twice, {before} and {values}; several rewards are one in Python: viot.rewards.Sum([…])"
+            )
+        setattr(namespace, self.dest, values)
+
+
 def _model(sub: argparse.ArgumentParser) -> None:
     """The flags that say which model."""
     model = sub.add_argument_group("the model")
@@ -138,7 +152,7 @@ def _run(
 ) -> argparse._ArgumentGroup:
     """The flags that say what to do with it, whether once or many times."""
     run = sub.add_argument_group("the run")
-    run.add_argument("--reward", metavar="NAME", help="a name of `viot list rewards`, e.g. digit:7 (default)")
+    run.add_argument("--reward", metavar="NAME", action=Once, help="a name of `viot list rewards`, e.g. digit:7 (default)")
     run.add_argument(
         "--groups", metavar="G", help="independent groups: a count, or a range of indices such as 4:8 (default one per prompt)"
     )
