@@ -196,7 +196,7 @@ FULL = {"eta_base": 1.0, "eta_rebirth": 1.0}
         FVD(**FULL, rebirth_noise="all_later_steps"),
         FVD(**FULL, value=Rollout(1, 2)),
     ],
-    ids=lambda m: ", ".join(f"{k}={v}" for k, v in m.settings().items() if v != getattr(FVD(), k)),
+    ids=lambda m: ", ".join(f"{k}={getattr(v, '__name__', v)}" for k, v in m.settings().items() if v != getattr(FVD(), k)),
 )
 def test_fvd_converges(method):
     error, se, population = fvd_error(method, 2000, 40)
