@@ -94,6 +94,10 @@ def test_nothing_follows_the_end_of_a_padded_text():
     assert logits[0, 3] == -torch.inf
     assert (logits[[2, 4, 5], :3] == -torch.inf).all()
     assert logits[[2, 4, 5], 3].isfinite().all()
+    # The bound is one of the text, whatever stands behind its end.
+    same = torch.tensor([[0, 3, 3, 3, 3, 3], [0, 3, 1, 3, 2, 0]])
+    assert torch.equal(*(model.nll(row[None], draws=6) for row in same))
+    assert model.nll(same).isfinite().all()
     # An end that is given is no end of what is drawn.
     given = MaskedLM(flat, Letters("abc"), length=4, mask_id=4, end_id=3, padded=True, start=torch.tensor([[3, 4, 4, 4]]), skip=1)
     assert given.predict(given.start, torch.ones(1), torch.zeros(1, dtype=torch.long)).logits[0, 1:, :4].isfinite().all()

@@ -210,6 +210,9 @@ class MaskedLM:
         of = torch.zeros(len(x0), dtype=torch.long) if group is None else group.cpu()
         start = self._rows(self.start, of)
         free = start == self.mask_id
+        if self.padded:
+            # What was drawn behind an end, in the same step with it, is no part of the text.
+            x0 = torch.where(free & (((x0 == self.end_id) & free).cumsum(1) > 0), self.end_id or 0, x0)
         n, total = free.sum(1).cpu(), torch.zeros(len(x0), dtype=torch.float64)
         for i in range(draws):
             u = (i + torch.rand(len(x0), generator=generator, dtype=torch.float64)) / draws
