@@ -28,8 +28,7 @@ class Answers:
         rows = torch.cat([group.to(x.device)[:, None], x.flatten(1)], 1)
         n = 0 if self.rows is None else len(self.rows)
         # Old rows first: the first of several equal ones answers for all.
-        first = first_of(rows if self.rows is None else torch.cat([self.rows, rows]))
-        first = first[n:]
+        first = first_of(rows if self.rows is None else torch.cat([self.rows, rows]))[n:]
         fresh = torch.nonzero(first == torch.arange(n, n + len(x), device=x.device))[:, 0]
         if len(fresh) == len(x):
             found = ask(fresh)
@@ -44,9 +43,10 @@ class Answers:
 def _picked(old: Prediction | None, new: Prediction | None, index: Tensor, n: int) -> Prediction:
     """Rows of `old` below n, of `new` from n on."""
     if old is None or new is None:
-        whole, shift = (new, n) if old is None else (old, 0)
+        # Without old ones n is 0.
+        whole = new if old is None else old
         assert whole is not None
-        return whole.map(lambda v: v[(index - shift).to(v.device)])
+        return whole.map(lambda v: v[index.to(v.device)])
     pieces = iter(new.tensors())
 
     def pick(v: Tensor) -> Tensor:

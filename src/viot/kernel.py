@@ -169,6 +169,19 @@ class FlowSDE(Gaussian):
         return mean, std.to(x_t)
 
 
+def certainty(prediction: Prediction, at: Tensor) -> Tensor:
+    """How sure the model is of these positions (rows, length) bool: the log of its largest probability, 0 elsewhere; float64 on the CPU.
+
+    By `extra["sure"]`, probabilities, where a model says itself what it is sure of.
+    """
+    if "sure" in prediction.extra:
+        # Of probability 0 it is still more sure than of what is not there at all.
+        return torch.where(at, prediction.extra["sure"].cpu().double().log().clamp_min(-1e300), 0.0)
+    assert prediction.logits is not None
+    asked = double(prediction.logits[at.to(prediction.logits.device)])
+    return torch.zeros(at.shape, dtype=torch.float64).masked_scatter_(at, (asked.amax(-1) - asked.logsumexp(-1)).cpu().double())
+
+
 Order = Literal["random", "first-hitting", "confidence", "left"]
 
 
@@ -184,8 +197,9 @@ class Categorical:
              masks are revealed the more often, so that α_s of all tokens are. None is masked in the last step
 
     A model may say more in its predictions' `extra`: `block` (rows, length) int64, of which only the lowest with a mask in it is worked on;
-    `given` (rows, length) bool, tokens that are never masked again; `sure` (rows, length), by which "confidence" ranks. Tokens are drawn in float64, at revealed positions only. `drift` is added
-    to the logits: (rows, length, vocabulary), or a function (row, position) -> (n, vocabulary) of the n positions that are being revealed.
+    `given` (rows, length) bool, tokens that are never masked again; `sure` (rows, length), the probabilities by which "confidence" ranks.
+    Tokens are drawn in float64, at revealed positions only. `drift` is added to the logits: (rows, length, vocabulary), or a function
+    (row, position) -> (n, vocabulary) of the n positions that are being revealed.
     """
 
     mask_id: int
@@ -255,11 +269,8 @@ class Categorical:
             key = draw.uniform(tuple(masked.shape))
         elif self.order == "left":
             key = -torch.arange(masked.shape[1], dtype=torch.float64)
-        elif "sure" in prediction.extra:
-            key = prediction.extra["sure"].cpu()
         else:
-            assert prediction.logits is not None
-            key = double(prediction.logits).softmax(-1).amax(-1).cpu()
+            key = certainty(prediction, open)
         rank = torch.where(open, key, -torch.inf).argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
         # A hair less, since a product that should be 1 may be more.
         wanted = here * share - 1e-9

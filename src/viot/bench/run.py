@@ -135,13 +135,10 @@ class Bench:
     def config(self, cell: Cell, model: Any) -> dict[str, Any]:
         """Everything that decides a row."""
         task = cell.task
-        method = make(task.method, **task.settings)
         found = {
-            "model": {**describe(task.model, model), "name": task.model, "load": plain(task.loading)},
+            **_chain(task, model),
             "reward": task.reward,
-            "method": {"name": task.method, **plain(method.settings())},
             "groups": plain(task.groups),
-            "steps": task.steps,
             "lam": task.lam,
             "budget": cell.nfe,
             "seed": cell.seed,
@@ -178,14 +175,18 @@ class Bench:
         """What answers are held against; base draws that are missing are made now."""
         if self.reading.features is None or not self.reading.reference:
             return None
-        task = self.plain
-        method = make(task.method, **task.settings)
-        config = {
-            "model": {**describe(task.model, model), "name": task.model, "load": plain(task.loading)},
-            "method": {"name": task.method, **plain(method.settings())},
-            "steps": task.steps,
-        }
-        return self.reading.references(draw(self.folder / "reference", task, model, self.reading.reference, config), model)
+        task, folder = self.plain, self.folder / "reference"
+        return self.reading.references(draw(folder, task, model, self.reading.reference, _chain(task, model)), model)
+
+
+def _chain(task: Task, model: Any) -> dict[str, Any]:
+    """Model, method and steps of a run, for the record."""
+    method = make(task.method, **task.settings)
+    return {
+        "model": {**describe(task.model, model), "name": task.model, "load": plain(task.loading)},
+        "method": {"name": task.method, **plain(method.settings())},
+        "steps": task.steps,
+    }
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..kernel import double
+from ..kernel import certainty, double
 from ..model import Grid, Prediction
 
 
@@ -30,19 +30,13 @@ class Brood:
 
 def doubt(prediction: Prediction, free: Tensor, order: str) -> Tensor:
     """How little the model knows of each free position (rows, length): 1 − the largest probability ("confident"), or the entropy; 0 elsewhere."""
-    if order == "confident" and "sure" in prediction.extra:
-        return torch.where(free, 1 - prediction.extra["sure"].cpu().double(), 0.0)
+    if order == "confident":
+        return torch.where(free, -torch.expm1(certainty(prediction, free)), 0.0)
     logits = prediction.logits
     assert logits is not None
-    asked = double(logits[free.to(logits.device)])
-    if order == "confident":
-        value = -torch.expm1(asked.amax(-1) - asked.logsumexp(-1))
-    else:
-        log_p = asked.log_softmax(-1)
-        value = -torch.where(log_p > -torch.inf, log_p.exp() * log_p, 0.0).sum(-1)
-    found = torch.zeros(free.shape, dtype=torch.float64)
-    found[free] = value.cpu().double()
-    return found
+    log_p = double(logits[free.to(logits.device)]).log_softmax(-1)
+    entropy = -torch.where(log_p > -torch.inf, log_p.exp() * log_p, 0.0).sum(-1)
+    return torch.zeros(free.shape, dtype=torch.float64).masked_scatter_(free, entropy.cpu().double())
 
 
 def first_positions(key: Tensor, free: Tensor, n: int, skip: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..kernel import Categorical, double
 from ..model import Grid, Prediction
-from .tokens import NOTHING, Tokenizer, as_rows, before_given
+from .tokens import NOTHING, Tokenizer, as_rows, before_told
 from .unet import digest
 
 
@@ -101,7 +101,7 @@ class MaskedLM:
         self.kernel = Categorical(mask_id, order=order, remask=remask)
         self.skip, given = skip, as_rows(prompts, tokenizer, length, mask_id, end_id) if start is None else start
         self.start = given.to(self.device)
-        self.endless = before_given(self.start, mask_id, end_id)
+        self.endless = before_told(self.start, mask_id, end_id)
         settings = {"prompt": prompts, "order": order, "remask": remask, "block": block, "temperature": temperature, "top_p": top_p}
         # Retrained is another model, whose runs go on from nobody else's checkpoint.
         weights = {"weights": digest(network, sums=False)} if isinstance(network, torch.nn.Module) else {}
@@ -130,10 +130,10 @@ class MaskedLM:
         for token in self.barred:
             if token < logits.shape[-1]:
                 logits[..., token] = -torch.inf
-        if self.end_id is not None and bool(self.endless.any()):
-            logits[..., self.end_id].masked_fill_(self._rows(self.endless, group), -torch.inf)
         if self.padded:
             self._ended(logits, x, group)
+        elif self.end_id is not None and bool(self.endless.any()):
+            logits[..., self.end_id].masked_fill_(self._rows(self.endless, group), -torch.inf)
         extra: dict[str, Tensor] = {}
         if self.temperature != 1 or self.top_p < 1:
             # Where it is sure is the network's own matter (LLaDA): a low temperature would be sure of everything.
@@ -159,14 +159,16 @@ class MaskedLM:
 
     def _ended(self, logits: Tensor, x: Tensor, group: Tensor) -> None:
         """What ends have been revealed of x (rows, length), and what has been that is none, put into the logits of the masks around."""
-        assert self.end_id is not None
-        given, masked = self._rows(self.start != self.mask_id, group), x == self.mask_id
-        end = (x == self.end_id) & ~given
-        behind = masked & (end.cumsum(-1) > 0)
-        ahead = masked & ~behind & (((x >= 0) & ~masked & (x != self.end_id)).flip(-1).cumsum(-1).flip(-1) > 0)
+        behind = (x == self.mask_id) & self._over(x, group)
+        ahead = before_told(x, self.mask_id, self.end_id) & ~behind
         logits[behind] = -torch.inf
         logits[(*behind.nonzero(as_tuple=True), self.end_id)] = 0.0
         logits[(*ahead.nonzero(as_tuple=True), self.end_id)] = -torch.inf
+
+    def _over(self, x: Tensor, group: Tensor) -> Tensor:
+        """(rows, length) bool: the free places from the first end on that stands in one of them."""
+        free = self._rows(self.start == self.mask_id, group)
+        return free & (((x == self.end_id) & free).cumsum(1) > 0)
 
     def decode(self, x0: Tensor, group: Tensor) -> list[str]:
         """Each text up to its first end token; a mask that is still there shows as an underscore."""
@@ -212,7 +214,7 @@ class MaskedLM:
         free = start == self.mask_id
         if self.padded:
             # What was drawn behind an end, in the same step with it, is no part of the text.
-            x0 = torch.where(free & (((x0 == self.end_id) & free).cumsum(1) > 0), self.end_id or 0, x0)
+            x0 = torch.where(self._over(x0, of), self.end_id or 0, x0)
         n, total = free.sum(1).cpu(), torch.zeros(len(x0), dtype=torch.float64)
         for i in range(draws):
             u = (i + torch.rand(len(x0), generator=generator, dtype=torch.float64)) / draws

@@ -106,8 +106,8 @@ def given(text: str, tokenizer: Tokenizer, length: int, mask_id: int, end_id: in
     return ids
 
 
-def before_given(rows: Tensor, mask_id: int, end_id: int | None) -> Tensor:
-    """(rows, length) bool: the free places that a given token follows, where a text can't end."""
+def before_told(rows: Tensor, mask_id: int, end_id: int | None) -> Tensor:
+    """(rows, length) bool: the free places that a token which is known and no end follows, where a text can't end."""
     told = (rows != mask_id) & (rows != (mask_id if end_id is None else end_id)) & (rows != NOTHING)
     return (rows == mask_id) & (told.flip(-1).cumsum(-1).flip(-1) > 0)
 

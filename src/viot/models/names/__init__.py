@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 from ..masked_lm import MaskedLM
@@ -15,15 +16,14 @@ FOLDER = Path(__file__).parent
 def load(**settings: Any) -> MaskedLM:
     """The names model: up to twelve letters a–z. `settings` are those of `MaskedLM`: prompt, order, remask, cached, device, …"""
     network = read(FOLDER, settings.get("device", "cpu"))
-    config = {"name": "names"}
     return MaskedLM(
         network,
-        Letters("abcdefghijklmnopqrstuvwxyz"),
+        Letters(ascii_lowercase),
         length=12,
         mask_id=27,
         end_id=26,
         at_masks=True,
         padded=True,
-        config=config,
+        config={"name": "names"},
         **settings,
     )
