@@ -1,0 +1,9 @@
+"""Tasks by name; a file for each field."""
+
+from __future__ import annotations
+
+# Each registers its own, in the order in which they are listed.
+from . import text_to_image, text, plane, digits  # isort: skip
+from ..preset import Preset, tasks
+
+__all__ = ["Preset", "digits", "plane", "tasks", "text", "text_to_image"]
