@@ -7,7 +7,7 @@ import torch
 from exact import MODEL, REWARD, Truth, is_exact, law, run, z_scores
 
 import viot
-from viot.methods import FKD, FVD, VASR, Importance
+from viot.methods import FKD, FVD, VASR, Auto, Importance
 from viot.models.gaussian import GaussianMixture
 from viot.rewards import Quadratic
 from viot.value import Rollout, Smoothed, X0Samples
@@ -19,6 +19,9 @@ UNBIASED = {
     **{f"fkd {p}, always": FKD(potential=p, ess_threshold=None) for p in ("diff", "max", "sum", "rt")},
     "fkd every step": FKD(schedule="every"),
     "fkd rollout": FKD(value=Rollout(2, 3)),
+    "auto": Auto(schedule="every", ess_threshold=0.9),
+    "auto, eta .5": Auto(schedule="every", ess_threshold=None, eta=0.5),
+    "auto, power .5": Auto(power=0.5, prior=0.0),
     "vasr": VASR(),
     "vasr, eta .5": VASR(eta=0.5),
     "vasr every step": VASR(schedule="every"),

@@ -17,7 +17,7 @@ from test_checkpoint import Interrupted, Judge
 import viot
 from viot.guidance import Toward
 from viot.kernel import Categorical
-from viot.methods import DAS, FKD, FVD, SVDD, TDS, URGE, VASR, Base, BestOfN, Importance
+from viot.methods import DAS, FKD, FVD, SVDD, TDS, URGE, VASR, Auto, Base, BestOfN, Importance
 from viot.model import Coeffs
 from viot.models.gaussian import GaussianMixture
 
@@ -50,6 +50,7 @@ EXACT = {
     "importance, eta .5": Importance(eta=0.5),
     "fkd": FKD(),
     "fkd max": FKD(potential="max", ess_threshold=None),
+    "auto": Auto(ess_threshold=0.9),
     "vasr": VASR(),
     "vasr every step": VASR(schedule="every", resampling="multinomial"),
     "vasr adaptive carry": VASR(ess_threshold=0.7, carry_potential=True),

@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 from ..registry import unknown
+from .auto import Auto
 from .das import DAS
 from .dps import DPS
 from .dts import DTS, DTSStar
@@ -23,7 +24,7 @@ from .urge import URGE
 from .vasr import VASR, VASRMax
 
 __all__ = [
-    "DAS", "DPS", "DTS", "FKC", "FKD", "FVD", "SMC", "SVDD", "SVDDR", "TDS", "URGE", "VASR", "Base", "BestOfN", "DTSStar", "Importance", "Method",
+    "DAS", "DPS", "DTS", "FKC", "FKD", "FVD", "SMC", "SVDD", "SVDDR", "TDS", "URGE", "VASR", "Auto", "Base", "BestOfN", "DTSStar", "Importance", "Method",
     "ResamplingSMC", "TReASURe", "TriTSMC", "VASRMax", "make", "methods",
 ]  # fmt: skip
 

@@ -1,0 +1,78 @@
+r"""The library's own method: guesses of the reward are believed as far as they have been right."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .. import weights
+from ..particles import State
+from ..problem import Problem
+from .method import methods
+from .smc import ResamplingSMC
+
+#: Where a state keeps the guesses of the scoring step before.
+BEFORE = "guessed"
+
+
+@methods.add(
+    "auto",
+    "selects by guesses of the reward as far as they have been right so far: keeps lineages; the default",
+    cost="K·T network calls, rewards at 9 steps + end",
+)
+@dataclass(frozen=True)
+class Auto(ResamplingSMC):
+    r"""Feynman–Kac steering toward V_t = b_t λ r̂_t, where b_t in [0, 1] is how far the guess r̂_t can be believed. Other methods take b_t = 1: near pure
+    noise all guesses are the same blurred mean, whose reward says little of the sample's and may mislead by many nats; selection by it kills
+    lineages for nothing.
+
+    How far is seen in the run itself, at no cost. Had the guesses of the scoring step before told those of this one, their correlation c over the
+    particles of the group would be 1:
+
+        ρ_t = (K c²(r̂_{t−1}, r̂_t) + prior · s_t) / (K + prior),        s_t = α_t² / (α_t² + σ_t²),        b_t = ρ_t^power
+
+    with c² adjusted for K, and 0 where c < 0. The share of signal s_t stands in for it at the first scoring step, and is worth `prior` particles later.
+    The potentials telescope to exp(λ r(x_0)) whatever b_t was: nothing is believed in the end but the finished sample, and the mean of the weights is
+    unbiased for Z at every K. Selection is by Srinivasan sampling, and only where the ESS of the weights is below half of K.
+
+    power   2 was best or near it on all tasks that were tried: b_t = c⁴. 0 is FK steering by differences
+    prior   how many particles the share of signal is worth
+    """
+
+    name: ClassVar[str] = "auto"
+
+    resampling: str = "ssp"
+    ess_threshold: float | None = 0.5
+    power: float = 2.0
+    prior: float = 10.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.power < math.inf or not 0 <= self.prior < math.inf:
+            raise ValueError(f"power and prior must be ≥ 0 and finite, not {self.power} and {self.prior}")
+
+    def weigh(self, problem: Problem, state: State) -> State:
+        alpha, sigma = (float(v[state.step]) for v in (problem.grid.alphas, problem.grid.sigmas))
+        told = torch.full((problem.G,), alpha**2 / (alpha**2 + sigma**2), dtype=torch.float64)
+        if (before := state.extra.get(BEFORE)) is not None:
+            k = state.log_w.shape[1]
+            told = (k * agreement(before, state.rewards) + self.prior * told) / (k + self.prior)
+        belief = told**self.power
+        state = self.reach(state, weights.tilt(state.rewards, problem.lam * belief[:, None]))
+        return state.with_extra(**{BEFORE: state.rewards}).with_group(belief=belief)
+
+    def stats(self, problem: Problem, state: State) -> dict[str, Tensor]:
+        return {"belief": state.group["belief"]}
+
+
+def agreement(a: Tensor, b: Tensor) -> Tensor:
+    """(G,) share of the variance of b (G, K) that a (G, K) tells, adjusted for K; 0 for a correlation below 0, and where either is constant."""
+    k = a.shape[1]
+    a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
+    both, each = (a * b).sum(-1), (a.square().sum(-1) * b.square().sum(-1))
+    share = torch.where((both > 0) & (each > 0), both.square() / each.clamp_min(1e-300), 0.0)
+    return (1 - (1 - share) * (k - 1) / max(1, k - 2)).clamp_min(0)

@@ -1,0 +1,132 @@
+"""`auto`: what it believes, what it does where guesses mislead, and that none of it changes the law. Its exactness is also in test_exact.py."""
+
+import pytest
+import torch
+from exact import MODEL, is_exact, law, run
+from helpers import Tokens, quiet
+
+import viot
+from viot.methods import VASR, Auto
+from viot.methods.auto import agreement
+
+
+def test_agreement_is_the_adjusted_share_of_variance():
+    a = torch.tensor([[0.0, 1.0, 2.0, 3.0], [0.0, 1.0, 2.0, 3.0], [1.0, 1.0, 1.0, 1.0]], dtype=torch.float64)
+    b = torch.tensor([[0.0, 2.0, 1.0, 3.0], [3.0, 2.0, 1.0, 0.0], [0.0, 1.0, 2.0, 3.0]], dtype=torch.float64)
+    # Correlation .8: share .64, adjusted 1 − .36 · 3/2. A correlation of −1 is none, and a constant tells nothing.
+    assert torch.allclose(agreement(a, b), torch.tensor([0.46, 0.0, 0.0], dtype=torch.float64))
+    noise = torch.randn(2, 2000, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    raw = torch.stack([torch.corrcoef(torch.stack([x, y]))[0, 1] for x, y in zip(*noise, strict=True)])
+    found = agreement(*noise)
+    # Unadjusted, eight particles of pure noise would look as if a seventh of it were told.
+    assert float((raw.clamp_min(0) ** 2).mean()) > 0.06
+    assert float(found.mean()) < 0.045
+
+
+def test_belief_grows_with_the_signal_and_begins_with_it():
+    population = run(Auto(schedule=(0.1, 0.3, 0.5, 0.7)), groups=40, particles=64, steps=40)
+    belief = population.trace["belief"]
+    assert belief.shape == (4, 40)
+    grid = MODEL.grid(40)
+    share = float(grid.alphas[4] ** 2 / (grid.alphas[4] ** 2 + grid.sigmas[4] ** 2))
+    assert torch.allclose(belief[0], torch.full((40,), share**2, dtype=torch.float64))
+    assert bool((belief >= 0).all())
+    assert bool((belief <= 1).all())
+    means = belief.mean(1)
+    assert bool((means.diff() > 0).all()), means
+
+
+def test_full_belief_is_difference_potentials():
+    plain = VASR(masses="weights", ess_threshold=0.5, resampling="ssp", order="none")
+    a, b, other = (run(method, groups=20) for method in (Auto(power=0.0), plain, Auto()))
+    assert torch.equal(a.samples, b.samples)
+    assert torch.allclose(a.weights, b.weights, atol=1e-12)
+    assert torch.allclose(a.log_z, b.log_z, atol=1e-12)
+    assert not torch.equal(a.samples, other.samples)
+
+
+def test_groups_do_not_know_of_each_other():
+    together, alone = run(Auto(), groups=6), run(Auto(), groups=2)
+    assert torch.equal(together.samples[:2], alone.samples)
+    assert torch.equal(together.weights[:2], alone.weights)
+
+
+class Believes(Auto):
+    """Broken: what was believed on the way is never taken back."""
+
+    name = "believes"
+
+    def finish(self, problem, state):
+        return state
+
+
+def test_a_belief_that_is_not_taken_back_is_found():
+    always = {"schedule": "every", "ess_threshold": None}
+    truth = law()
+    assert is_exact(run(Auto(**always), groups=1000), truth)
+    assert not is_exact(run(Believes(**always), groups=1000), truth)
+
+
+def test_misleading_guesses_cost_it_less():
+    """Eight narrow modes: the mean of several has a reward far below that of each, and who is nearest to one says little of who ends in it."""
+    model = viot.load("mixture")
+    found = {}
+    for method in (Auto(), VASR(), Auto(power=0.0)):
+        with quiet():
+            found[method] = viot.sample(model, "modes", method, particles=40, groups=24, steps=50, seed=3, progress=False)
+    auto, vasr, credulous = found.values()
+    with quiet():
+        known = viot.sample(model, "modes", "base", particles=4096, steps=50, seed=9, progress=False).log_z
+    errors = [float((p.log_z - known).abs().mean()) for p in (auto, vasr, credulous)]
+    assert errors[0] < 0.5 < errors[1], errors
+    assert errors[0] < errors[2] / 2, errors
+    lineages = [float(p.surviving_lineages.double().mean()) for p in (auto, vasr, credulous)]
+    assert lineages[0] > 3 * lineages[1], lineages
+    assert lineages[0] > 2 * lineages[2], lineages
+
+
+def test_tokens():
+    """All 64 texts of three letters: the weighted frequencies are those of the tilted law, and Ẑ is unbiased."""
+
+    def reward(x0):
+        return torch.tensor([1.5 * text.count("c") - (text[0] == "a") for text in x0], dtype=torch.float64)
+
+    with quiet():
+        base = viot.sample(Tokens(), reward, "base", particles=40000, steps=4, seed=1, progress=False)
+        found = viot.sample(Tokens(), reward, Auto(schedule="every"), particles=16, groups=1500, steps=4, seed=2, progress=False)
+    tilted = (1.0 * base.rewards[0]).exp()
+    z, error = float(tilted.mean()), float(tilted.std()) / 200
+    zs = found.log_z.exp()
+    spread = float(zs.std()) / len(zs) ** 0.5
+    assert abs(float(zs.mean()) - z) < 4 * (error**2 + spread**2) ** 0.5
+    counts = torch.tensor([[text.count("c") for text in group] for group in found.samples], dtype=torch.float64)
+    reference = torch.tensor([text.count("c") for text in base.samples[0]], dtype=torch.float64)
+    target = float((tilted * reference).sum() / tilted.sum())
+    gap = zs * (found.mean(counts) - target)
+    assert abs(float(gap.mean())) < 4.5 * float(gap.std()) / len(gap) ** 0.5
+    # The base law is another one.
+    assert abs(float(reference.mean()) - target) > 0.2
+
+
+def test_dead_and_constant_rewards():
+    with quiet():
+        flat = viot.sample(MODEL, lambda x: torch.zeros(len(x)), "auto", particles=16, groups=3, steps=20, progress=False)
+        half = viot.sample(
+            MODEL, lambda x: torch.where(x[..., 0] > 0, 0.0, -torch.inf), "auto", particles=32, groups=3, steps=20, progress=False
+        )
+    assert torch.allclose(flat.weights, torch.full((3, 16), 1 / 16, dtype=torch.float64))
+    assert torch.equal(flat.log_z, torch.zeros(3, dtype=torch.float64))
+    assert bool((half.samples[..., 0][half.weights > 0] > 0).all())
+    assert bool(half.log_z.isfinite().all())
+
+
+@pytest.mark.parametrize("wrong", [{"power": -1.0}, {"prior": -0.1}, {"power": float("nan")}])
+def test_settings_that_mean_nothing(wrong):
+    with pytest.raises(ValueError, match="power and prior"):
+        Auto(**wrong)
+
+
+def test_strength_zero_is_the_model():
+    plain, found = run("base", lam=0.0, groups=4), run(Auto(), lam=0.0, groups=4)
+    assert torch.equal(plain.samples, found.samples)
+    assert torch.equal(found.log_z, torch.zeros(4, dtype=torch.float64))
