@@ -6,7 +6,7 @@ from exact import MODEL, is_exact, law, run
 from helpers import Tokens, quiet
 
 import viot
-from viot.methods import VASR, Auto
+from viot.methods import TDS, VASR, Auto
 from viot.methods.auto import agreement
 
 
@@ -43,6 +43,23 @@ def test_full_belief_is_difference_potentials():
     assert torch.allclose(a.weights, b.weights, atol=1e-12)
     assert torch.allclose(a.log_z, b.log_z, atol=1e-12)
     assert not torch.equal(a.samples, other.samples)
+
+
+def test_guided_with_full_belief_is_the_twisted_sampler():
+    auto = Auto(power=0.0, guidance=1.0, schedule=(0.2, 0.5), resampling="systematic", ess_threshold=None)
+    a, b = run(auto, groups=20), run(TDS(schedule=(0.2, 0.5), ess_threshold=None), groups=20)
+    assert torch.equal(a.samples, b.samples)
+    assert torch.allclose(a.weights, b.weights, atol=1e-12)
+    assert a.grad_rows == b.grad_rows > 0
+    assert Auto().grads(8) == 0
+
+
+@pytest.mark.parametrize("guidance", [1.0, -0.5])
+def test_guided_is_unbiased_whatever_it_follows(guidance):
+    population = run(Auto(guidance=guidance, schedule="every", ess_threshold=0.9), groups=1500)
+    assert population.trace["deaths"].sum() > 0
+    assert is_exact(population, law())
+    assert not is_exact(population, law(lam=0.8))
 
 
 def test_groups_do_not_know_of_each_other():

@@ -12,8 +12,9 @@ from torch import Tensor
 from .. import weights
 from ..particles import State
 from ..problem import Problem
+from .guided import Guided
 from .method import methods
-from .smc import ResamplingSMC
+from .smc import EVERY_FIFTH, Schedule
 
 #: Where a state keeps the guesses of the scoring step before.
 BEFORE = "guessed"
@@ -21,11 +22,11 @@ BEFORE = "guessed"
 
 @methods.add(
     "auto",
-    "selects by guesses of the reward as far as they have been right so far: keeps lineages; the default",
+    "selects by guesses of the reward as far as they have been right so far: nearest to the target, and keeps lineages",
     cost="K·T network calls, rewards at 9 steps + end",
 )
 @dataclass(frozen=True)
-class Auto(ResamplingSMC):
+class Auto(Guided):
     r"""Feynman–Kac steering toward V_t = b_t λ r̂_t, where b_t in [0, 1] is how far the guess r̂_t can be believed. Other methods take b_t = 1: near pure
     noise all guesses are the same blurred mean, whose reward says little of the sample's and may mislead by many nats; selection by it kills
     lineages for nothing.
@@ -39,25 +40,42 @@ class Auto(ResamplingSMC):
     The potentials telescope to exp(λ r(x_0)) whatever b_t was: nothing is believed in the end but the finished sample, and the mean of the weights is
     unbiased for Z at every K. Selection is by Srinivasan sampling, and only where the ESS of the weights is below half of K.
 
-    power   2 was best or near it on all tasks that were tried: b_t = c⁴. 0 is FK steering by differences
-    prior   how many particles the share of signal is worth
+    power     2 was best or near it on all tasks that were tried: b_t = c⁴. 0 is FK steering by differences
+    prior     how many particles the share of signal is worth
+    guidance  1 also moves the proposals by b_t λ ∇r̂, which the weights make up for: for rewards whose gradient can be believed, at the price of a
+              backward pass per step. `power=0` is then the twisted diffusion sampler. mean, clip: see `viot.methods.guided`
     """
 
     name: ClassVar[str] = "auto"
 
+    schedule: Schedule = EVERY_FIFTH
     resampling: str = "ssp"
     ess_threshold: float | None = 0.5
     power: float = 2.0
     prior: float = 10.0
+    guidance: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.power < math.inf or not 0 <= self.prior < math.inf:
             raise ValueError(f"power and prior must be ≥ 0 and finite, not {self.power} and {self.prior}")
 
+    @property
+    def deterministic(self) -> bool:
+        return not self.needs_gradient
+
+    def signal(self, problem: Problem, step: int) -> Tensor:
+        """(G,) s of a step."""
+        alpha, sigma = (float(v[step]) for v in (problem.grid.alphas, problem.grid.sigmas))
+        return torch.full((problem.G,), alpha**2 / (alpha**2 + sigma**2), dtype=torch.float64)
+
+    def strength(self, problem: Problem, state: State) -> Tensor:
+        """The belief of the last scoring step, or of the signal alone if that is more by now."""
+        now = self.signal(problem, state.step) ** self.power
+        return problem.lam * torch.maximum(state.group.get("belief", now), now)
+
     def weigh(self, problem: Problem, state: State) -> State:
-        alpha, sigma = (float(v[state.step]) for v in (problem.grid.alphas, problem.grid.sigmas))
-        told = torch.full((problem.G,), alpha**2 / (alpha**2 + sigma**2), dtype=torch.float64)
+        told = self.signal(problem, state.step)
         if (before := state.extra.get(BEFORE)) is not None:
             k = state.log_w.shape[1]
             told = (k * agreement(before, state.rewards) + self.prior * told) / (k + self.prior)
