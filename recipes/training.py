@@ -21,7 +21,7 @@ def train(
     """
     ema = {k: v.clone() for k, v in net.state_dict().items()}
     opt = torch.optim.AdamW(net.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
-    step, spent = 0, 0.0
+    step, spent, device = 0, 0.0, next(net.parameters()).device.type
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
         net.load_state_dict(saved["net"])
@@ -34,7 +34,7 @@ def train(
         progress = spent / (minutes * 60)
         for group in opt.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / 500) * (0.005 + 0.995 * (0.5 + 0.5 * math.cos(math.pi * progress)))
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16):
             loss = loss_of(step)
         opt.zero_grad()
         loss.backward()

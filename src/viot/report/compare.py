@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..rewards import as_reward
+from ..rewards.referee import Referee
 from .beside import side_by_side
 from .gallery import tiles
 from .page import document
 from .pictures import order
 from .search import findings
-from .svg import LEFT, RIGHT, Scale, axes, figure, marker, ticks
+from .svg import LEFT, RIGHT, Line, Scale, axes, chart, figure, marker, ticks
 from .text import best_text
 from .verdict import standard_error, verdict
 from .words import count, duration, listed, number, percent, plural, setting, table
@@ -26,25 +26,22 @@ if TYPE_CHECKING:
 DOTS, SHOWN = 400, 12
 
 
-def judge_of(model: str, reward: str) -> Callable[[Population], float] | None:
-    """For digits: a measure of the weighted share of samples that the independent judge reads as wanted. None elsewhere."""
-    wanted = getattr(as_reward(reward), "wanted", None)
-    if model != "digits" or wanted is None:
+def judge_of(reward: str) -> Callable[[Population], float] | None:
+    """A measure of the weighted share of samples that a referee reads as wanted; None for rewards that nobody checks."""
+    referee = Referee.of(reward)
+    if referee is None:
         return None
-    from ..rewards.digits import judge
 
     def share(population: Population) -> float:
-        net = judge()
-        with torch.no_grad():
-            logits = net(population.samples.flatten(0, 1).to(next(net.parameters()).device))
-        read = torch.isin(logits.argmax(-1).cpu(), torch.tensor(wanted)).view(population.shape).double()
+        read = referee.agrees(population.samples.flatten(0, 1)).view(population.shape).double()
         return float(population.mean(read)[population.ess > 0].mean())
 
     return share
 
 
-def row(name: str, population: Population, judged: float | None = None) -> dict[str, Any]:
-    """What compare.json says of one method: means over the groups."""
+def row(name: str, population: Population, told: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What compare.json says of one method: means over the groups. `told` by those who did not steer, see `viot.bench.compared`."""
+    told = told or {}
 
     def mean(values: torch.Tensor) -> float | None:
         finite = values[values.isfinite()].double()
@@ -65,7 +62,11 @@ def row(name: str, population: Population, judged: float | None = None) -> dict[
         "log_z": mean(population.log_z),
         "lineages": mean(population.surviving_lineages),
         "particles": population.shape[1],
-        "judge": judged,
+        "judge": told.get("judge"),
+        "judges": told.get("judges") or {},
+        "nll": told.get("nll"),
+        "mmd_base": told.get("mmd_base"),
+        "precision_base": told.get("precision_base"),
         "nfe": population.nfe,
         "reward_rows": population.reward_rows,
         "seconds": population.seconds.get("total", 0.0),
@@ -89,6 +90,10 @@ def cells(rows: list[dict[str, Any]], failures: dict[str, str]) -> tuple[list[st
         ("best", lambda r: show(r["best_reward"])),
         ("best per prompt", lambda r: show(r["best_per_prompt"])),
         ("judge", lambda r: show(r["judge"], percent)),
+        *[(name, _judged(name, show)) for name in dict.fromkeys(name for r in rows for name in r["judges"])],
+        ("NLL", lambda r: show(r["nll"])),
+        ("MMD to base", lambda r: show(r["mmd_base"])),
+        ("precision, base", lambda r: show(r["precision_base"], percent)),
         ("ESS", lambda r: "–" if r["ess"] is None else f"{number(r['ess'])} of {count(r['particles'])}"),
         ("log Z", lambda r: show(r["log_z"])),
         ("lineages", lambda r: show(r["lineages"])),
@@ -99,6 +104,10 @@ def cells(rows: list[dict[str, Any]], failures: dict[str, str]) -> tuple[list[st
     body = [[cell(r) for _, cell in kinds] for r in rows]
     body += [[name, "died", *["–"] * (len(kinds) - 2)] for name in failures]
     return [name for name, _ in kinds], body
+
+
+def _judged(name: str, show: Callable[..., str]) -> Callable[[dict[str, Any]], str]:
+    return lambda r: show(r["judges"].get(name))
 
 
 def strength(lam: float | dict[str, float]) -> str:
@@ -121,10 +130,15 @@ def comparison(
     )
     judged = any(r["judge"] is not None for r in rows)
     judge = " The judge is another network, never steered by: the weighted share of samples that it reads as wanted." if judged else ""
+    if any(r["nll"] is not None for r in rows):
+        judge += " NLL: nats per text under the plain model, an upper bound."
+    judge += f" {says}" if (says := task.get("base", {}).get("says")) else ""
     died = "".join(f'<p class="missing"><b>{escape(name)}</b> {escape(why)}</p>' for name, why in failures.items())
     body = f'<header><p class="eyebrow">viot comparison</p><h1>{escape(heading)}</h1><p class="sub">{escape(sub)}</p></header>'
     body += f'<section><h2>Results</h2>{table(*cells(rows, failures))}<p class="more">Means over groups, weighted where the method has weights.{judge}</p>{died}</section>'
     body += f"<section><h2>Rewards</h2>{strips(populations)}</section>"
+    if gone := _gone(task, rows):
+        body += f'<section><h2>Reward against distance</h2><div class="charts">{gone}</div></section>'
     try:
         beside = side_by_side(populations)
     except ImportError:
@@ -143,6 +157,18 @@ def comparison(
     return document(
         heading, f'{body}<section class="by-weight"><h2>{f"Heaviest samples{where}" if kind else "Verdicts"}</h2>{"".join(shown)}</section>'
     )
+
+
+def _gone(task: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """Mean reward against how far from the plain model each method went: in features, or of texts by their likelihood."""
+    drawn = ""
+    for key, label in (("mmd_base", "MMD to the plain model"), ("nll", "NLL under the plain model, nats per text")):
+        known = [r for r in rows if r[key] is not None and r["mean_reward"] is not None]
+        if len(known) > 1:
+            note = "Up is what was asked for, right is away from the plain model. Of two that are as high, the left one kept more of it."
+            lines = [Line(r["method"], [r[key]], [r["mean_reward"]]) for r in known]
+            drawn += chart(f"{task['reward']} against {label.partition(',')[0]}", note, lines, x_label=label, y_label="reward", whole=False)
+    return drawn
 
 
 def _pictures(population: Population, which: list[tuple[int, int]]) -> str:

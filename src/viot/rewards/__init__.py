@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +40,35 @@ def _digits(argument: str) -> Any:
 
 
 @rewards.add(
+    "cifar",
+    "log-probability that a classifier sees one of these classes of CIFAR-10, on pictures averaged down to 16x16",
+    cost="0.6 ms per image",
+    licence="Apache-2.0, trained on CIFAR-10 (Krizhevsky 2009)",
+    example="cifar:cat, cifar:airplane,ship",
+)
+def _cifar(argument: str) -> Any:
+    from .cifar import Cifar
+
+    return Cifar(argument.split(","))
+
+
+@rewards.add(
+    "cifar-resnet",
+    "the same by a published ResNet-20 on 32x32, from a file (resnet20-12fca82f.th)",
+    cost="1.1 MB, 2 ms per image",
+    licence="BSD-2",
+    example="cifar-resnet:cat@FILE",
+)
+def _cifar_resnet(argument: str) -> Any:
+    from .cifar import Cifar
+
+    classes, at, file = argument.partition("@")
+    if not at or not file:
+        raise ValueError(f"cifar-resnet takes classes and the file of its weights, not {argument!r}; write cifar-resnet:cat@FILE")
+    return Cifar(classes.split(","), weights=file)
+
+
+@rewards.add(
     "jpeg",
     "minus the JPEG size in kilobytes: smooth, compressible images",
     cost="0.1 ms per image",
@@ -58,6 +88,26 @@ def _brightness() -> Any:
     from .pixels import Brightness
 
     return Brightness()
+
+
+@rewards.add(
+    "noisy",
+    "another reward plus Gaussian noise of this standard deviation, fresh at every scoring: what does an unreliable one do?",
+    cost="that of the other",
+    licence="that of the other",
+    example="noisy:0.5:digit:7",
+)
+def _noisy(argument: str = "") -> Any:
+    from .combine import Noisy
+
+    sigma, colon, inner = argument.partition(":")
+    try:
+        sd = float(sigma)
+    except ValueError:
+        sd = math.nan
+    if not colon or not inner or not 0 <= sd < math.inf:
+        raise ValueError(f"noisy takes a standard deviation ≥ 0 and a reward, not {argument!r}; write noisy:0.5:digit:7")
+    return Noisy(inner, sd)
 
 
 @rewards.add("quadratic", "−½ |x|²: points near the origin", cost="free", licence="Apache-2.0")
@@ -85,6 +135,18 @@ def _captions(argument: str | None = None) -> Any:
     from .captions import Captions
 
     return Captions(argument)
+
+
+@rewards.add(
+    "captions-judge",
+    "1 where another network reads all that the caption says, else 0: for measuring, not for steering",
+    cost="1 ms per image",
+    licence="Apache-2.0, trained on MNIST",
+)
+def _captions_judge() -> Any:
+    from .captions import CaptionsJudge
+
+    return CaptionsJudge()
 
 
 @rewards.add(
@@ -376,6 +438,20 @@ def _gpt2_perplexity() -> Any:
 
 
 @rewards.add(
+    "sum",
+    "several rewards at once, each with a weight",
+    cost="that of its members",
+    licence="that of its members",
+    example="sum:0.5*digit:4+0.5*digit:9",
+)
+def _sum(argument: str) -> Any:
+    from .combine import Sum, spelled
+
+    told = spelled(argument)
+    return Sum([name for _, name in told], [weight for weight, _ in told])
+
+
+@rewards.add(
     "judge",
     "0 to 10 from a vision-language model behind an OpenAI-compatible endpoint",
     cost="one request per sample",
@@ -424,7 +500,8 @@ def __getattr__(name: str) -> Any:
 
 _FAMILIES = {
     "aesthetic": ("Aesthetic",),
-    "captions": ("Captions",),
+    "captions": ("Captions", "CaptionsJudge"),
+    "cifar": ("Cifar",),
     "clip": ("ClipScore", "PickScore"),
     "combine": ("Sum", "Min", "Product", "Noisy"),
     "digits": ("Digits",),
@@ -440,7 +517,7 @@ _FAMILIES = {
 }
 
 __all__ = [
-    "HPS", "Acceptable", "Aesthetic", "Brightness", "Classifier", "ClipScore", "Count", "Deblurring", "Digits", "Fluency", "ImageReward",
+    "HPS", "Acceptable", "Aesthetic", "Brightness", "CaptionsJudge", "Cifar", "Classifier", "ClipScore", "Count", "Deblurring", "Digits", "Fluency", "ImageReward",
     "Inpainting", "Jpeg", "Judge", "Length", "Lexicon", "Likelihood", "Min", "Modes", "Noisy", "Perplexity", "PickScore", "Product", "Quadratic",
     "Regex", "Reviews", "ReviewsJudge", "Reward", "Scores", "Sum", "SuperResolution", "as_reward", "rewards",
 ]  # fmt: skip

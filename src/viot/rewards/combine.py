@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -75,6 +76,21 @@ class Sum(_Combination):
         # A weight of 0 switches a reward off, even one of −inf.
         first = next(iter(parts.values()))
         return sum((w * parts[name] for name, w in self.weights.items() if w), start=torch.zeros_like(first))
+
+
+def spelled(text: str) -> list[tuple[float, str]]:
+    """Weights and names of a sum as it is written on a command line: `0.5*digit:4+2*brightness`."""
+    found = []
+    for member in re.split(rf"\+(?={_WEIGHT}\*)", text):
+        weight, star, name = member.partition("*")
+        if not star or not name or re.fullmatch(_WEIGHT, weight) is None:
+            raise ValueError(f"a sum is weights and rewards, not {text!r}; write sum:0.5*digit:4+0.5*digit:9, every weight before its *")
+        found.append((float(weight), name))
+    return found
+
+
+#: A plus that no weight follows belongs to a reward, as in regex:a+.
+_WEIGHT = r"-?(?:\d+\.?\d*|\.\d+)(?:e-?\d+)?"
 
 
 class Min(_Combination):

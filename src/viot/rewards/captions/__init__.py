@@ -57,18 +57,40 @@ class Captions:
         return score(reader(), samples, texts)
 
 
+class CaptionsJudge:
+    """1 where the judge reads everything that the caption says, in one of its readings, else 0 (`shown`): for measuring, not for steering."""
+
+    name, differentiable, asks = "captions-judge", False, ("prompts",)
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """ValueError for a prompt that is not in the language."""
+        for prompt in prompts:
+            parse(prompt)
+
+    def __call__(self, samples: Tensor, prompts: Sequence[str]) -> Tensor:
+        net = judge()
+        if next(net.parameters()).device != samples.device:
+            net = net.to(samples.device)
+        return shown(net, _pictures(samples), prompts).double()
+
+
 def score(net: nets.Reader, samples: Tensor, captions: Sequence[str]) -> Scores:
     """The reward by a given reader: samples (n, 3, 48, 48) in [0, 1] and n captions."""
-    if samples.ndim != 4 or tuple(samples.shape[1:]) != (3, nets.SIZE, nets.SIZE):
-        raise ValueError(
-            f"the captions reward reads pictures (n, 3, {nets.SIZE}, {nets.SIZE}), not {tuple(samples.shape)}; use it with the model "
-            f"'captions'"
-        )
+    _pictures(samples)
     if next(net.parameters()).device != samples.device:
         net = net.to(samples.device)
     read = net(samples)
     rows = [_parts({name: value[i] for name, value in read.items()}, caption) for i, caption in enumerate(captions)]
     return Scores(torch.stack([total for total, _ in rows]), {k: torch.stack([parts[k] for _, parts in rows]) for k in PARTS})
+
+
+def _pictures(samples: Tensor) -> Tensor:
+    if samples.ndim != 4 or tuple(samples.shape[1:]) != (3, nets.SIZE, nets.SIZE):
+        raise ValueError(
+            f"the captions reward reads pictures (n, 3, {nets.SIZE}, {nets.SIZE}), not {tuple(samples.shape)}; use it with the model "
+            f"'captions'"
+        )
+    return samples
 
 
 def shown(net: nets.Reader, samples: Tensor, captions: Sequence[str]) -> Tensor:

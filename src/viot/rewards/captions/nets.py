@@ -15,7 +15,10 @@ HEADS = {"layout": len(LAYOUTS)} | {
 
 
 class Reader(nn.Module):
-    """Images (n, 3, 48, 48) in [0, 1] -> log-probabilities of every head of `HEADS`, each (n, choices)."""
+    """Images (n, 3, 48, 48) in [0, 1] -> log-probabilities of every head of `HEADS`, each (n, choices).
+
+    `features` gives the vectors before the last layer, in which distances between sets of images are measured: of the judge (n, 864).
+    """
 
     def __init__(self, widths: tuple[int, ...], activation: type[nn.Module], features: int) -> None:
         super().__init__()
@@ -28,8 +31,11 @@ class Reader(nn.Module):
         self.body = nn.Sequential(*layers, nn.Conv2d(before, features, 1), nn.Flatten(), activation())
         self.head = nn.Linear(features * side * side, sum(HEADS.values()))
 
+    def features(self, images: Tensor) -> Tensor:
+        return self.body(images * 2 - 1)
+
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        out = self.head(self.body(images * 2 - 1)).split(list(HEADS.values()), 1)
+        out = self.head(self.features(images)).split(list(HEADS.values()), 1)
         return {name: torch.log_softmax(logits, 1) for name, logits in zip(HEADS, out, strict=True)}
 
 
