@@ -304,7 +304,9 @@ def check_reward(reward: Callable | str, samples: Any, prompts: list[Any] | None
     what, n = f"the reward {rewarding.name_of(reward)}", len(samples)
     _require(n >= 2, f"check_reward needs at least 2 samples, to score them together and apart; it got {n}")
     _require(prompts is None or len(prompts) == n, "check_reward takes one prompt per sample")
-    noise = torch.randn(n, generator=torch.Generator().manual_seed(0))
+    # A combination takes a number for each of its members.
+    width = getattr(reward, "noises", 1)
+    noise = torch.randn((n, width) if width > 1 else (n,), generator=torch.Generator().manual_seed(0))
     prompts = ["a prompt"] * n if prompts is None else list(prompts)
     declared = getattr(reward, "differentiable", None)
 
