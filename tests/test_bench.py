@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -13,11 +14,11 @@ from test_report import check_page
 
 import viot
 from viot import bench, cli
-from viot.bench import measure, reference, table
+from viot.bench import features, figures, measure, pool, reference, table
 from viot.bench import run as runner
+from viot.bench.columns import Mean, over_seeds
 from viot.bench.measure import Reading
 from viot.bench.reference import Against, Law, quadrature
-from viot.bench.table import Mean, over_seeds
 from viot.bench.tasks import Preset
 from viot.methods import VASR, make
 from viot.metrics import frechet_distance, mmd, mode_mass, sliced_wasserstein
@@ -105,7 +106,7 @@ def test_a_row_for_each_method_budget_and_seed(tmp_path, capsys):
         assert {"reward", "uniform", "pick", "nll", "nll pick", "ends", "dist-1", "vendi", "ess", "lineages", "log z"} <= set(
             row["metrics"]
         )
-    assert {p.name for p in (tmp_path / "a").iterdir()} == {"rows", "table.md", "report.html"}
+    assert {p.name for p in (tmp_path / "a").iterdir()} == {"rows", "samples", "table.md", "report.html"}
 
 
 @pytest.mark.parametrize("after", [0, 2, 5])
@@ -317,12 +318,12 @@ def test_tables_hold_the_means_of_the_rows():
 
 def test_the_figure_is_reward_against_likelihood():
     made = [written("vasr", s, b, reward=b / 40 + s, nll=10.0 + s) for s in (0, 2) for b in (40, 80)]
-    title, drawing = table.figure(made)
+    title, drawing = figures.figure(made)
     assert title == "Reward against likelihood"
     assert "<title>vasr: 2 at 11</title>" in drawing
     assert "<title>vasr: 3 at 11</title>" in drawing
     unbounded = [written("vasr", 0, b, reward=1.0 * b) for b in (40, 80)]
-    title, drawing = table.figure(unbounded)
+    title, drawing = figures.figure(unbounded)
     assert title == "Reward over budget"
     assert "<title>vasr: 80 at 80</title>" in drawing
 
@@ -629,7 +630,7 @@ def test_strengths_are_swept(tmp_path, capsys, dots, runs):
         f"## 80 network rows per group, λ = {lam}" for lam in ("0.5", "1", "2")
     ]
     made = list(rows(tmp_path / "a").values())
-    lines = {line.label: line for line in table._curves(made, lambda row: row["config"]["lam"], lambda row: row["metrics"]["reward"])}
+    lines = {line.label: line for line in figures.curves(made, lambda row: row["config"]["lam"], lambda row: row["metrics"]["reward"])}
     assert lines["vasr"].x == [0.5, 1.0, 2.0]
     assert lines["vasr"].y == sorted(lines["vasr"].y)
     # One target, one number: plain draws do not follow λ, and yet are further from a stronger one.
@@ -668,16 +669,16 @@ def test_the_better_of_two_draws_is_named(tmp_path):
     assert "| method | reward | MMD | MMD, uniform | MMD, best of the two |" in text
     # 0.2 and 0.3 against 0.25 each.
     assert "| vasr | 1 | 0.250 ± 0.050 | 0.250 | 0.225 ± 0.025 |" in text
-    title, drawing = table.figure(made)
+    title, drawing = figures.figure(made)
     assert title == "Reward against distance"
     assert "<title>vasr: 1 at 0.250</title>" in drawing
-    assert [title for title, _ in table.costs(made)] == ["MMD to the target over budget", "MMD to the target over wall clock"]
-    assert "<title>vasr: 0.250 at 80</title>" in table.costs(made)[0][1]
-    assert not table.costs(made[:1])
+    assert [title for title, _ in figures.costs(made)] == ["MMD to the target over budget", "MMD to the target over wall clock"]
+    assert "<title>vasr: 0.250 at 80</title>" in figures.costs(made)[0][1]
+    assert not figures.costs(made[:1])
     # Thirteen curves are told apart.
     many = [written(f"m{i:02}", 0, b, reward=float(i), mmd=0.5) for i in range(13) for b in (40, 80)]
     drawn = re.findall(
-        r'<polyline class="line (s\d)" points="[^"]*"( stroke-dasharray="[^"]*")?/>', table.costs(many)[0][1].split("</ul>")[1]
+        r'<polyline class="line (s\d)" points="[^"]*"( stroke-dasharray="[^"]*")?/>', figures.costs(many)[0][1].split("</ul>")[1]
     )
     assert len(drawn) == len(set(drawn)) == 13
 
@@ -696,7 +697,7 @@ def _dies(line, args):
 
 
 def test_a_process_that_is_killed(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(runner, "_work", _dies)
+    monkeypatch.setattr(pool, "_work", _dies)
     flags = ["bench", "mixture", "--methods", "base", "--nfe", "40", "--steps", "4", "--groups", "1", "--reference", "0", "--seeds", "2"]
     assert viot_(*flags, "--jobs", "2", "--out", tmp_path / "a") == 2
     assert "a process of the bench ended with exit code 3" in capsys.readouterr().err
@@ -736,7 +737,7 @@ def test_pictures_are_read_by_a_judge(tmp_path, monkeypatch):
     with quiet():
         p = viot.sample(Blobs(), "digits:2,3,8", "importance", particles=8, groups=2, steps=6, progress=False)
         draws = [viot.sample(Blobs(), "digits:2,3,8", "base", particles=16, groups=(i,), steps=6, seed=-1) for i in (0, 1)]
-    of, read = reference.features["digits-judge"].make(), judge()
+    of, read = partial(features.read, "digits-judge"), judge()
     x, y = of(p.samples.flatten(0, 1)), torch.cat([of(d.samples[0]) for d in draws])
     assert x.shape == (16, 96)
     v = torch.cat([d.rewards[0] for d in draws]).softmax(0)

@@ -283,9 +283,9 @@ def test_compare_goes_on_when_one_method_dies(tmp_path, capsys, monkeypatch):
     assert viot_("compare", "--methods", "vasr", *POINTS, "--out", tmp_path / "d") == 2
 
 
-def test_the_judge_is_for_digits_only():
-    assert judge_of("gaussian", "brightness") is None
-    assert judge_of("digits", "brightness") is None
+def test_the_judge_is_of_rewards_that_ask_for_classes():
+    assert judge_of("brightness") is None
+    assert judge_of("digit:7") is not None
 
 
 # -- viot list, viot cite -------------------------------------------------------------------------------------------------------------

@@ -80,6 +80,11 @@ def parser() -> argparse.ArgumentParser:
 
     compare = command("compare", commands.compare, "Run several methods on the same task at the same budget.")
     compare.add_argument("--methods", metavar="A,B,…", required=True, help="names, each with settings if wanted: vasr,fkd(potential=max)")
+    _readers(
+        compare, "of the model, if the package has one", "of the model",
+        "draws of the plain model to compare with, for each group (default: those of base where it is among the methods, else as many as "
+        "particles, 32 to 256, where the model comes with the package); 0: no comparison with it",
+    )  # fmt: skip
     _what(compare)
 
     bench = command(
@@ -90,10 +95,7 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--methods", metavar="A,B,…", help="names, each with settings if wanted (default: those of the task)")
     bench.add_argument("--nfe", metavar="ROWS,ROWS,…", help="budgets, network rows per group (default: those of the task)")
     bench.add_argument("--seeds", metavar="N", help="a count, or a range such as 3:6 (default 3)")
-    bench.add_argument("--judge", metavar="NAME", action="append", help="a reward to read answers by that steers nobody; may be repeated")
-    bench.add_argument(
-        "--reference", metavar="N", type=int, help="base draws behind the reference of points and pictures (default: of the task); 0: none"
-    )
+    _readers(bench, "of the task", "of the task", "base draws behind the reference of points and pictures (default: of the task); 0: none")
     bench.add_argument("--jobs", metavar="N", type=int, help="processes of one thread each that make rows side by side (default 1)")
     _model(bench)
     _run(bench, "strength of the reward: a number, or several between commas, each a row (default: of the task)")
@@ -104,6 +106,19 @@ def parser() -> argparse.ArgumentParser:
     cite = command("cite", commands.cite, "Print the BibTeX of a method's paper.")
     cite.add_argument("method")
     return parser
+
+
+def _readers(sub: argparse.ArgumentParser, judge: str, features: str, reference: str) -> None:
+    """The flags that say how answers are read."""
+    sub.add_argument(
+        "--judge", metavar="NAME", action="append",
+        help=f"a reward to read answers by that steers nobody; may be repeated (default: {judge}); none: no judge",
+    )  # fmt: skip
+    sub.add_argument(
+        "--features", metavar="NAME",
+        help=f"what points and pictures are compared in: pixels, clip, inception, module:function, … (default: {features}); none: no distances",
+    )  # fmt: skip
+    sub.add_argument("--reference", metavar="N", type=int, help=reference)
 
 
 def _what(sub: argparse.ArgumentParser) -> None:

@@ -86,7 +86,7 @@ def _first_of(base: Population, n: int) -> Population:
 
 def _checked(task: Task, model: Any) -> Run:
     """The run, with every mistake found, but without the pilot that a wished strength asks for."""
-    return task.prepare(model, **({"lam": 1.0} if isinstance(task.lam, Strength) else {}))
+    return task.prepare(model, None, **({"lam": 1.0} if isinstance(task.lam, Strength) else {}))
 
 
 def _apart(task: Task, model: Any, run: Run) -> dict[str, Rows]:
@@ -165,14 +165,17 @@ def cost(args: argparse.Namespace) -> int:
 
 
 def compare(args: argparse.Namespace) -> int:
+    from .bench import compared
     from .population import write_text
-    from .report.compare import cells, comparison, judge_of, row, strength
+    from .report.compare import cells, comparison, row, strength
     from .report.terminal import BOLD, PLAIN, columns
 
     base = Task.asked(args)
     budget = base.budget or base.particles * base.steps
     base = replace(base, budget=budget, particles=max(1, budget // base.steps))
     tasks = {text: base.by(text, args) for text in split_list(args.methods)}
+    how = compared.reading(base, args.judge, args.features, args.reference)
+    judges = how.ready()
     out = Path(args.out) if args.out else fresh(Path("runs") / safe(f"compare-{base.preset or f'{base.model}-{base.reward}'}"))
     model = base.load(args.device)
     # Every mistake in any of the methods is found before the first network call.
@@ -182,8 +185,7 @@ def compare(args: argparse.Namespace) -> int:
     if not lams:
         # λ is solved once, so that all methods have the same target.
         lams = dict.fromkeys(tasks, float(replace(base, method="base", settings={}).prepare(model).config["lam"]))
-    judge = judge_of(base.model, base.reward)
-    rows, populations, folders, failures = {}, {}, {}, {}
+    populations, folders, failures = {}, {}, {}
     draws = base.draws(model, base.particles)
     plain = None
     if not any(task.method == "base" for task in tasks.values()):
@@ -203,10 +205,14 @@ def compare(args: argparse.Namespace) -> int:
         folders[name] = safe(name)
         population.save(out / folders[name])
         populations[name] = population
-        rows[name] = {**row(name, population, judge(population) if judge else None), "lam": lams[name]}
-    order = [name for name in tasks if name in rows]
-    populations = {name: populations[name] for name in order}
+    populations = {name: populations[name] for name in tasks if name in populations}
     told = next((p.config for p in populations.values()), {"groups": [0]})
+    own = next((p for name, p in populations.items() if tasks[name].method == "base"), None)
+    held = compared.held(how, base.by("base", args), model, own, told["groups"], base.particles) if populations else None
+    rows = {
+        name: {**row(name, population, compared.told(how, held, population, model, judges)), "lam": lams[name]}
+        for name, population in populations.items()
+    }
     same = len(set(lams.values())) == 1
     record = {
         "model": base.model,
@@ -218,8 +224,9 @@ def compare(args: argparse.Namespace) -> int:
         "groups": told["groups"],
         **({"load": base.loading} if base.loading else {}),
         **({"task": base.preset} if base.preset else {}),
+        **({} if held is None else {"base": held.record(base.particles)}),
     }
-    table = [rows[name] for name in order]
+    table = list(rows.values())
     write_text(out / "compare.json", json.dumps({"task": record, "rows": table, "died": failures}, indent=1, ensure_ascii=False))
     write_text(out / "compare.html", comparison(record, table, populations, folders, failures))
     bold, end = (BOLD, PLAIN) if colour() else ("", "")

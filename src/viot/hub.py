@@ -22,6 +22,7 @@ Module = TypeVar("Module", bound=nn.Module)
 #: What may be done with the weights, and whether somebody must be asked first. Shown where they cannot be had.
 TERMS = {
     "openai/clip-vit-large-patch14": "licence MIT as its code, not gated",
+    "openai/clip-vit-large-patch14-336": "licence MIT as its code, not gated",
     "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": "licence MIT, not gated",
     "yuvalkirstain/PickScore_v1": "licence MIT as its code, not gated",
     "xswu/HPSv2": "licence Apache-2.0, not gated",

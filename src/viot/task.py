@@ -6,6 +6,7 @@ import argparse
 import inspect
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,14 +170,15 @@ class Task:
             )
         return ValueError(f"the model {self.model} takes no {key}; leave {FLAGS.get(key, f'--call {key}=…')} out")
 
-    def prepare(self, model: Any, **changes: Any) -> Run:
-        """The run, checked, with λ solved where it is a wish."""
+    def prepare(self, model: Any, scorer: Callable | None = None, **changes: Any) -> Run:
+        """The run, checked, with λ solved where it is a wish. `scorer` is the reward itself, where it has been made already."""
         from .sample import prepare
 
         method = make(self.method, **self.settings)
         names = ("particles", "groups", "steps", "lam", "seed", "budget", "batch_size")
-        run = prepare(model, self.reward, method, **{**{k: getattr(self, k) for k in names}, **changes})
+        run = prepare(model, self.reward if scorer is None else scorer, method, **{**{k: getattr(self, k) for k in names}, **changes})
         # The record says how to find the model again, though an object was handed over here.
+        run.config["reward"] = self.reward
         run.config["model"]["name"] = self.model
         run.config.pop("own", None)
         if self.loading:

@@ -103,6 +103,10 @@ class Rollout:
         return [step + math.floor(i * (total - step) / hops + 0.5) for i in range(hops + 1)]
 
     def __call__(self, problem: Problem, state: State) -> State:
+        return state.but(rewards=soft_mean(self.rewards(problem, state), problem.lam))
+
+    def rewards(self, problem: Problem, state: State) -> Tensor:
+        """(G, K, n): the rewards of the finished samples themselves."""
         assert state.prediction is not None
 
         def repeat(v: Tensor) -> Tensor:
@@ -117,8 +121,7 @@ class Rollout:
                 prediction = problem.evaluate(x, problem.grid.times[j], group)[0]
             eta = self.eta if k < problem.T else 0.0
             x, _ = problem.kernel.step(x, prediction, problem.grid.coeffs(j, k), eta, draw)
-        scored = problem.evaluate.score(x, group, state.step)
-        return state.but(rewards=problem.fold(soft_mean(scored.rewards.view(-1, self.n), problem.lam)))
+        return problem.evaluate.score(x, group, state.step).rewards.view(*state.log_w.shape, self.n)
 
     def rows(self, steps: int, scoring: list[int]) -> int:
         return sum(self.n * (len(self.levels(j, steps)) - 2) for j in scoring)

@@ -5,26 +5,66 @@ of it, how diverse it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import resample
+from .. import lineage, resample
 from ..metrics import cosine, distinct, frechet_distance, mode_mass, ngram_kernel, pairwise_distance, precision_recall, vendi
 from ..model import Model
 from ..population import Population
 from ..report.compare import judge_of
 from ..report.search import findings
-from ..reward import call
 from ..rewards import as_reward
 from ..rng import Rng
-from .reference import Against, References, features
+from ..sample import Run
+from .features import CMMD_SCALE, extractor, is_clip, read
+from .front import Front
+from .probe import probed
+from .reference import NEIGHBOURS, Against, AgainstPrompts, Law, References, scores
 
-#: Neighbours of precision and recall, and the share of the target from which a mode without a particle is a missed one.
-NEIGHBOURS, MISSED = 3, 0.01
+#: The share of the target from which a mode without a particle is a missed one.
+MISSED = 0.01
+#: Particles of a group up to which its Vendi score is told: it takes the eigenvalues of all pairs.
+SPECTRUM = 1024
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A number of every selection: (S, G) from a population. As a column it is a mean over selections, where such a mean says something."""
+
+    title: str
+    says: str
+    of: Callable[[Population], Tensor]
+    column: bool = True
+
+
+def _offspring_variance(population: Population) -> Tensor:
+    """The offspring variance of the selections that were made: one that waited for a smaller ESS has drawn nothing."""
+    trace, settings = population.trace, population.config["method"]
+    share = settings.get("ess_threshold")
+    waited = False if share is None else trace["ess"] >= share * population.ancestors.shape[-1]
+    return torch.where(torch.as_tensor(waited), torch.nan, trace["offspring_variance"])
+
+
+TRACED = {
+    "offspring variance": Traced("Var N", "mean squared distance of the numbers of children from what the masses ask for, per selection", _offspring_variance),
+    "v_cont": Traced(
+        "V_cont", "continuation variance of a selection's masses by its plug-in, the rewards of that moment, over the least there is",
+        lambda p: p.trace["v_cont"],
+    ),
+    "killed": Traced("killed", "share of the particles without children, per selection", lambda p: p.trace["deaths"] / p.ancestors.shape[-1]),
+    "killed rank": Traced(
+        "rank of the killed", "mean rank by reward of those without children, per selection: 0 the worst, ½ a blind choice",
+        lambda p: p.trace["killed_rank"],
+    ),
+    "lineages by step": Traced(
+        "lineages", "initial particles with a descendant after each selection", lambda p: lineage.surviving(p.ancestors)[1:].double(), column=False
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,9 +74,13 @@ class Reading:
     judges       names of rewards that steer nobody: another classifier, an n-gram model of the data, …
     characters   texts are compared by n-grams of characters, not of words
     draws        network calls per text for the model's own bound on its likelihood, where it offers `nll(x0, group, draws, generator)`;
-                 they are counted as nobody's
-    features     points and pictures are compared with a reference in these features, a name of `viot.bench.reference.features`; the reference
-                 rests on `reference` base draws, its kernel has this `bandwidth`, and modes are counted within `radius` of their centres
+                 they are counted as nobody's; 0 = it is not asked
+    features     points and pictures are compared with a reference in these features, see `viot.bench.features.extractor`; the reference
+                 rests on `reference` base draws (of each prompt), its kernel has this `bandwidth`, and modes are counted within `radius` of
+                 their centres; `untilted`, it is the plain model alone
+    front        two rewards whose weighted sums steer: both are told of every answer
+    trace        numbers of the selections, names of `TRACED`; and "NAME pick" is what the judge NAME says of each group's best
+    probes       what else is asked of the selections, names of `viot.bench.probe.probes`
     """
 
     judges: tuple[str, ...] = ()
@@ -46,18 +90,34 @@ class Reading:
     reference: int | None = None
     bandwidth: float | None = None
     radius: float | None = None
+    untilted: bool | None = None
+    front: Front | None = None
+    trace: tuple[str, ...] | None = None
+    probes: tuple[str, ...] | None = None
 
     def ready(self) -> dict[str, Callable]:
-        """The judges themselves."""
-        return {name: as_reward(name) for name in self.judges}
+        """The judges themselves; the weights of the features are opened too. OSError or ImportError for what is not to be had, and what to do."""
+        found = {}
+        for name in self.judges:
+            try:
+                found[name] = as_reward(name)
+            except (OSError, ImportError) as error:
+                others = " ".join(f"--judge {other}" for other in self.judges if other != name) or "--judge none"
+                raise type(error)(f"the judge {name} cannot read these answers: {error}. To leave it out: {others}") from error
+        if self.features is not None:
+            try:
+                extractor(self.features)
+            except (OSError, ImportError) as error:
+                raise type(error)(f"no distances in the features {self.features}: {error}. To leave them out: --features none") from error
+        return found
 
-    def references(self, samples: Tensor, model: Model) -> References:
+    def references(self, samples: Tensor | Mapping[int, Tensor], model: Model) -> References:
         """What answers are held against, from base draws."""
         assert self.features is not None
-        return References(samples, model, self.features, self.bandwidth, self.radius)
+        return References(samples, model, self.features, self.bandwidth, self.radius, not self.untilted)
 
     def __call__(
-        self, population: Population, model: Model, judges: dict[str, Callable], against: Against | None = None
+        self, population: Population, model: Model, judges: dict[str, Callable], against: Against | AgainstPrompts | None = None
     ) -> dict[str, float | None]:
         """Numbers by name, means over the groups; None for what cannot be told of this answer.
 
@@ -77,22 +137,46 @@ class Reading:
             "log z": _mean(population.log_z),
             "returned": float(population.shape[1]),
         }
-        if callable(bound := getattr(model, "nll", None)):
+        if self.draws and callable(bound := getattr(model, "nll", None)):
             found["nll"] = _weighted(population, self._bound(bound, model, population))
             found["nll pick"] = _mean(self._bound(bound, model, best))
         for name, judge in judges.items():
             found[name] = _weighted(population, _judged(judge, model, population))
+            if f"{name} pick" in (self.trace or ()):
+                found[f"{name} pick"] = _mean(_judged(judge, model, best))
+        found |= {name: _mean(values.flatten()) for name, values in self._traced(population).items() if TRACED[name].column}
+        if (share := judge_of(population.config["reward"])) is not None:
+            found["judge"] = share(population)
+        if self.front is not None:
+            found |= self.front.read(population)
         if population.modality == "text":
             return found | self._diversity(population)
-        return found | (self._distances(population, against) if self.features is not None else {})
+        return found | (self._distances(population, model, against) if self.features is not None else {})
 
-    def _distances(self, population: Population, against: Against | None) -> dict[str, float | None]:
+    def watched(self, run: Run) -> Run:
+        """The run as it is to be made: with the probes that are asked for."""
+        return probed(run, self.probes or ())
+
+    def curves(self, population: Population) -> dict[str, list[float | None]]:
+        """What was asked of the selections, a number for each, means over the groups, with the `step` of each; nothing where nothing was."""
+        told = self._traced(population) | {name: values for name, values in population.trace.items() if "/" in name}
+        if not told:
+            return {}
+        return {"step": population.trace["step"].tolist(), **{name: [_mean(at) for at in values] for name, values in told.items()}}
+
+    def _traced(self, population: Population) -> dict[str, Tensor]:
+        """(S, G) by name; of a method that selects nothing, nothing."""
+        if not len(population.ancestors) or "deaths" not in population.trace:
+            return {}
+        return {name: TRACED[name].of(population) for name in self.trace or () if name in TRACED}
+
+    def _distances(self, population: Population, model: Model, against: Against | AgainstPrompts | None) -> dict[str, float | None]:
         """Of points and pictures, in the features: every group's weighted particles, and where the name ends in "uniform" all of them alike,
         as a discrete measure. The Fréchet distance alone is that of all groups together: of a few points a covariance says little.
         """
         assert self.features is not None
-        (g, k), of = population.shape, features[self.features].make()
-        x = of(population.samples.flatten(0, 1)).view(g, k, -1)
+        g, k = population.shape
+        x = read(self.features, population.samples.flatten(0, 1), model.device).view(g, k, -1)
         # A particle without a finite reward is no sample, whichever way they are drawn.
         sound = (population.rewards.isfinite() & x.isfinite().all(-1)).double()
         w = population.weights * sound
@@ -101,21 +185,31 @@ class Reading:
         pictures = population.modality in ("images", "video")
         rng = Rng(population.config["seed"])
         streams = [rng.generator(index, 0, 0, "exact draws") for index in population.indices]
-        groups = [_group(x[i], w[i], sound[i], against, pictures, streams[i]) for i in living]
+        targets = {i: None if against is None else against.of(population.indices[i]) for i in living}
+        groups = [_group(x[i], w[i], sound[i], targets[i], pictures, streams[i]) for i in living]
         found = {
             name: _mean(torch.tensor([_number(group.get(name)) for group in groups]))
             for name in dict.fromkeys(n for m in groups for n in m)
         }
-        if self.features == "digits-judge" and (share := judge_of("digits", population.config["reward"])) is not None:
-            found["judge"] = share(population)
-        if against is not None and living:
-            found["log z error"] = _mean((population.log_z - against.chain.log_z).abs())
-            if pictures:
-                for name, mass in (("frechet", w), ("frechet uniform", sound / sound.sum(-1, keepdim=True))):
-                    every = mass[living].flatten()
-                    enough = int((every > 0).sum()) > 1
-                    told = frechet_distance(x[living].flatten(0, 1), against.chain.points, every, against.chain.weights) if enough else None
-                    found[name] = told
+        if against is None or not living:
+            return found
+        if is_clip(self.features):
+            base = against.together([population.indices[i] for i in living]).base
+            found["cmmd"] = CMMD_SCALE * base.mmd(x[living].flatten(0, 1), w[living].flatten()) ** 2
+        # A group whose target is not known has no part in what is told of all of them together either.
+        known = [(i, chain) for i, one in targets.items() if one is not None and (chain := one.chain) is not None]
+        at = [i for i, _ in known]
+        together = against.together([population.indices[i] for i in at]).chain if known else None
+        if together is None:
+            return found
+        found["log z error"] = _mean(torch.tensor([float(abs(population.log_z[i] - chain.log_z)) for i, chain in known]))
+        found["target ess"] = _mean(torch.tensor([chain.ess for _, chain in known]))
+        if pictures:
+            for name, mass in (("frechet", w), ("frechet uniform", sound / sound.sum(-1, keepdim=True))):
+                every = mass[at].flatten()
+                enough = int((every > 0).sum()) > 1
+                told = frechet_distance(x[at].flatten(0, 1), together.points, every, together.weights) if enough else None
+                found[name] = told
         return found
 
     def _bound(self, bound: Callable, model: Model, population: Population) -> Tensor:
@@ -142,22 +236,24 @@ def _group(
     x: Tensor, w: Tensor, sound: Tensor, against: Against | None, pictures: bool, stream: torch.Generator
 ) -> dict[str, float | None]:
     """Numbers of one group: points (K, d), their weights (K,), and which are samples at all."""
-    h = None if against is None else against.chain.bandwidth
+    h = None if against is None else against.base.bandwidth
     kernel = (
         cosine(x.nan_to_num()) if pictures or h is None else torch.exp(-torch.cdist(x.nan_to_num(), x.nan_to_num()).square() / (2 * h * h))
     )
-    found: dict[str, float | None] = {"vendi": vendi(kernel, w), "euclidean": pairwise_distance(x, w)}
+    found: dict[str, float | None] = {"vendi": vendi(kernel, w) if len(x) <= SPECTRUM else None, "euclidean": pairwise_distance(x, w)}
     if pictures:
         found["cosine"] = pairwise_distance(x, w, "cosine")
     if against is None:
         return found
+    found |= from_base(x, w, against.base)
     chain = against.chain
+    if chain is None:
+        return found
     exact = chain.draw(len(x), stream)
     found |= {"mmd": chain.mmd(x, w), "mmd uniform": chain.mmd(x, sound), "mmd exact": chain.mmd(exact)}
     found |= {
         "swd": chain.sliced_wasserstein(x, w), "swd uniform": chain.sliced_wasserstein(x, sound), "swd exact": chain.sliced_wasserstein(exact)
     }  # fmt: skip
-    found["mmd base"] = against.base.mmd(x, w)
     if against.data is not None:
         found |= {"mmd data": against.data.mmd(x, w), "swd data": against.data.sliced_wasserstein(x, w)}
     # A support knows no weights: as many draws as there are particles stand for them.
@@ -172,6 +268,11 @@ def _group(
     return found
 
 
+def from_base(x: Tensor, w: Tensor, base: Law) -> dict[str, float | None]:
+    """How far the plain model's draws are from weighted points (K, d), and the weighted share of the points where it draws any."""
+    return {"mmd base": base.mmd(x, w), "precision base": base.precision(x, w)}
+
+
 def _number(value: float | None) -> float:
     return math.nan if value is None else value
 
@@ -182,13 +283,9 @@ def _groups(population: Population, k: int) -> Tensor:
 
 def _judged(judge: Callable, model: Model, population: Population) -> Tensor:
     """(G, K) what another reward says of the samples."""
-    (g, k), samples = population.shape, population.samples
+    samples = population.samples
     flat: Any = samples.flatten(0, 1) if isinstance(samples, Tensor) else [sample for group in samples for sample in group]
-    prompts, group = getattr(model, "prompts", None), _groups(population, k)
-    offers = {"group": group, "prompts": prompts and [prompts[i % len(prompts)] for i in group.tolist()]}
-    with torch.no_grad():
-        scores, _ = call(judge, flat, g * k, {**offers, "noise": torch.zeros(g * k)})
-    return scores.detach().double().cpu().view(g, k)
+    return scores(judge, model, flat, _groups(population, population.shape[1]).tolist()).view(population.shape)
 
 
 def _weighted(population: Population, values: Tensor) -> float | None:

@@ -10,8 +10,27 @@ from typing import Any
 
 from .. import prompts
 from ..registry import Registry
+from .front import Front
 
 tasks = Registry("task")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of a task's own.
+
+    y        a number of the rows' metrics; over steps one that is recorded at selections, or `family/`, a curve for each of its members
+    x        "step", "particles", "lam", "noise" (σ of a reward `noisy:σ:…`), or a setting of the methods: one that does not have it is a level line
+    log      "x", "y" or "xy": which axes are drawn in logarithms
+    """
+
+    title: str
+    y: str
+    x: str = "step"
+    note: str = ""
+    x_label: str = ""
+    y_label: str = ""
+    log: str = ""
 
 
 @dataclass(frozen=True)
@@ -30,6 +49,12 @@ class Preset:
     characters  texts are compared by characters, not by words              rewards     several, a row for each, if not `reward` alone
     features    in which points and pictures are compared with a reference that rests on so many base draws (`reference`); `bandwidth` and
                 `radius` see `viot.bench.reference.References`
+    trace       numbers of the selections, names of `viot.bench.measure.TRACED`, and "NAME pick", what the judge NAME says of the best
+    probes      what else is asked of the selections, names of `viot.bench.probe.probes`
+    figures     what is drawn beside the figures of every bench
+    untilted    answers are compared with the plain model alone: draws that are too few for a tilt, or targets that differ by method
+    front       two rewards of whose weighted sums `rewards` are, see `viot.bench.front.Front`
+    portable    judges and features read samples of any other --model that the rewards read
     """
 
     model: str
@@ -50,6 +75,12 @@ class Preset:
     reference: int | None = None
     bandwidth: float | None = None
     radius: float | None = None
+    portable: bool = False
+    untilted: bool = False
+    front: Front | None = None
+    trace: tuple[str, ...] | None = None
+    probes: tuple[str, ...] | None = None
+    figures: tuple[Figure, ...] = ()
 
     def published(self, method: str) -> tuple[float, dict[str, Any]]:
         """λ and settings for a method."""

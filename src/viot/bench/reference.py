@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,41 +21,27 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..checkpoint import differences
-from ..metrics.distances import as_measure, kernel_mean, median_distance, mode_mass, sliced_wasserstein, unit_directions
+from ..metrics.distances import as_measure, kernel_mean, median_distance, mode_mass, precision, reach, sliced_wasserstein, unit_directions
 from ..model import Model
 from ..models.gaussian import MixtureLaw
 from ..particles import write_tensors
 from ..problem import SteeringWarning
-from ..registry import Registry
+from ..registry import Entry
 from ..reward import call
-from ..rewards import as_reward
+from ..rewards import as_reward, rewards
 from ..task import Task
+from .features import read
 
 #: Points that a law keeps for distances, and directions of the sliced one: they are measured for every group of every row.
 POINTS, DIRECTIONS = 2000, 32
+#: Neighbours of precision and recall.
+NEIGHBOURS = 3
 #: Base draws in a file of the folder, and their seed: no row of a bench has it.
 CHUNK, SEED = 512, -1
-
-features = Registry("features")
-
-
-@features.add("points", "the points themselves")
-def _points() -> Callable[[Tensor], Tensor]:
-    return lambda samples: samples.flatten(1).double()
-
-
-@features.add("digits-judge", "the 96 features of a classifier of digits that steers nobody")
-def _digits_judge() -> Callable[[Tensor], Tensor]:
-    from ..rewards.digits import judge
-
-    @torch.no_grad()
-    def of(samples: Tensor) -> Tensor:
-        net = judge()
-        device = next(net.parameters()).device
-        return torch.cat([net.features(part.to(device)).cpu() for part in samples.split(500)]).double()
-
-    return of
-
+#: Effective draws that a prompt's target rests on at least: of fewer no distance is told.
+EFFECTIVE = 8.0
+#: Samples that a reward scores at a time.
+READ = 64
 
 # -- laws -----------------------------------------------------------------------------------------------------------------------------
 
@@ -64,7 +50,8 @@ def _digits_judge() -> Callable[[Tensor], Tensor]:
 class Law:
     """A discrete measure that answers are held against: points (n, d) of the features, weights (n,), and log Z of its tilt.
 
-    Distances are taken from `POINTS` equally weighted draws of it, made by equal steps through the cumulative weights.
+    Distances are taken from the measure itself, or where it has more than `POINTS` points from so many equally weighted draws of it, made by
+    equal steps through the cumulative weights.
     """
 
     points: Tensor
@@ -90,8 +77,27 @@ class Law:
         return self.points[which], times
 
     @cached_property
+    def _reach(self) -> Tensor:
+        return reach(self.support[0], NEIGHBOURS)
+
+    def precision(self, x: Tensor, weights: Tensor | None = None) -> float | None:
+        """The weighted share of x inside the support, which is made of balls as far as the third neighbour; None of too few points."""
+        points = self.support[0]
+        return precision(x, points, self._reach, weights) if len(points) > NEIGHBOURS else None
+
+    @cached_property
+    def ess(self) -> float:
+        """How many equally weighted points it is worth."""
+        return float(1 / self.weights.square().sum())
+
+    @cached_property
+    def _measure(self) -> tuple[Tensor, Tensor | None]:
+        return (self.points, self.weights) if len(self.points) <= POINTS else (self.drawn, None)
+
+    @cached_property
     def _own(self) -> float:
-        return kernel_mean(self.drawn, self.drawn, bandwidth=self.bandwidth)
+        points, weights = self._measure
+        return kernel_mean(points, points, weights, weights, bandwidth=self.bandwidth)
 
     @cached_property
     def _directions(self) -> Tensor:
@@ -100,10 +106,12 @@ class Law:
     def mmd(self, x: Tensor, weights: Tensor | None = None) -> float:
         """See `viot.metrics.mmd`; what does not depend on x is computed once."""
         own = kernel_mean(x, x, weights, weights, bandwidth=self.bandwidth)
-        return max(0.0, own + self._own - 2 * kernel_mean(x, self.drawn, weights, bandwidth=self.bandwidth)) ** 0.5
+        points, mass = self._measure
+        return max(0.0, own + self._own - 2 * kernel_mean(x, points, weights, mass, bandwidth=self.bandwidth)) ** 0.5
 
     def sliced_wasserstein(self, x: Tensor, weights: Tensor | None = None) -> float:
-        return sliced_wasserstein(x, self.drawn, weights, directions=self._directions)
+        points, mass = self._measure
+        return sliced_wasserstein(x, points, weights, mass, directions=self._directions)
 
     def draw(self, n: int, stream: torch.Generator) -> Tensor:
         """(n, d) independent draws."""
@@ -112,13 +120,24 @@ class Law:
 
 @dataclass(frozen=True)
 class Against:
-    """What one target is: the chain's tilted law and its plain one, the tilted law of the data where it is known, and its modes if it has any."""
+    """What one target is: the chain's tilted law and its plain one, the tilted law of the data where it is known, and its modes if it has any.
 
-    chain: Law
+    `chain` is None where nothing is known of the target: then answers are held against the plain law alone.
+    """
+
+    chain: Law | None
     base: Law
     data: Law | None = None
     centres: Tensor | None = None
     radius: float | None = None
+
+    def of(self, group: int) -> Against:
+        """That of a group: all have the same."""
+        return self
+
+    def together(self, groups: list[int]) -> Against:
+        """That of several groups' answers together."""
+        return self
 
     @cached_property
     def modes(self) -> tuple[Tensor, float]:
@@ -126,7 +145,31 @@ class Against:
         assert self.centres is not None
         assert self.radius is not None
         law = self.data or self.chain
+        assert law is not None
         return mode_mass(law.points, self.centres, self.radius, law.weights)
+
+
+@dataclass(frozen=True)
+class AgainstPrompts:
+    """A target for each prompt: group g has that of prompt g mod `prompts`."""
+
+    targets: dict[int, Against]
+    prompts: int
+
+    def of(self, group: int) -> Against:
+        """That of a group's prompt; without a `chain` where too few base draws count in it."""
+        return self.targets[group % self.prompts]
+
+    def together(self, groups: list[int]) -> Against:
+        """The mixture of the groups' targets, each with the same mass; those without a `chain` have no part in that of the others."""
+        each = [self.of(group) for group in groups]
+        chains = [one.chain for one in each if one.chain is not None]
+        return Against(_mixture(chains) if chains else None, _mixture([one.base for one in each]))
+
+
+def _mixture(laws: list[Law]) -> Law:
+    weights = torch.cat([law.weights for law in laws]) / len(laws)
+    return Law(torch.cat([law.points for law in laws]), weights, math.nan, laws[0].bandwidth)
 
 
 def quadrature(law: MixtureLaw, reward: Callable, lam: float, bandwidth: float, fine: float = 5.0) -> Law:
@@ -147,72 +190,147 @@ def quadrature(law: MixtureLaw, reward: Callable, lam: float, bandwidth: float, 
 class References:
     """What the answers of a bench are held against, for each reward and λ: made when first asked for, from the same base draws.
 
-    samples     (B, …) of the plain model
-    bandwidth   of the kernel of the MMD; None = the median distance between base draws, in the features
+    samples     (B, …) of the plain model; or by prompt, where it follows prompts: each then has a target of its own
+    kind        the features, see `viot.bench.features`
+    bandwidth   of the kernel of the MMD; None = the median distance between base draws, in the features (of prompts the mean of theirs)
     radius      modes are those of the model's mixture, this far around their means; None = it has none to speak of
+    target      False: the draws are too few to be tilted, and answers are held against the plain law alone
     """
 
-    def __init__(self, samples: Tensor, model: Model, kind: str, bandwidth: float | None = None, radius: float | None = None) -> None:
-        self.samples, self.radius, self.of = samples, radius, features[kind].make()
-        x = self.of(samples)
+    def __init__(
+        self,
+        samples: Tensor | Mapping[int, Tensor],
+        model: Model,
+        kind: str,
+        bandwidth: float | None = None,
+        radius: float | None = None,
+        target: bool = True,
+    ) -> None:
+        self.samples, self.model, self.radius, self.target = samples, model, radius, target
+        device = model.device
+        points = {p: read(kind, x, device) for p, x in ({0: samples} if isinstance(samples, Tensor) else samples).items()}
         known = getattr(model, "data_law", None)
-        law = known() if callable(known) and kind == "points" and x.shape[1] == 2 else None
+        law = known() if callable(known) and kind == "points" and isinstance(samples, Tensor) and points[0].shape[1] == 2 else None
         self.law = law if isinstance(law, MixtureLaw) else None
-        self.base = Law(*as_measure(x), log_z=0.0, bandwidth=median_distance(x) if bandwidth is None else bandwidth)
-        self._made: dict[tuple[str, float], Against] = {}
+        h = sum(median_distance(x) for x in points.values()) / len(points) if bandwidth is None else bandwidth
+        self.base = {p: Law(*as_measure(x), log_z=0.0, bandwidth=h) for p, x in points.items()}
+        self._scores: dict[str, dict[int, Tensor]] = {}
+        self._made: dict[tuple[str, float], Against | AgainstPrompts] = {}
 
-    def against(self, reward: str, lam: float) -> Against:
+    def against(self, reward: str, lam: float) -> Against | AgainstPrompts:
         key = (reward, lam)
         if key not in self._made:
-            scorer, n = as_reward(reward), len(self.samples)
-            with torch.no_grad():
-                log_w = lam * torch.cat([_scores(scorer, part) for part in self.samples.split(CHUNK)])
-            log_w = log_w.nan_to_num(nan=-math.inf, posinf=-math.inf)
-            if not bool(log_w.isfinite().any()):
-                raise ValueError(f"none of the {n} base draws has a finite {reward}: they say nothing about its target; use --reference 0")
-            h, log_z = self.base.bandwidth, float(log_w.logsumexp(0)) - math.log(n)
-            data = None if self.law is None else quadrature(self.law, scorer, lam, h)
-            centres = None if self.law is None or self.radius is None else self.law.means
-            chain = Law(self.base.points, log_w.softmax(0), log_z, h)
-            self._made[key] = Against(chain, self.base, data, centres, self.radius)
+            one = isinstance(self.samples, Tensor)
+            made = {p: self._against(reward, lam, p, EFFECTIVE if not one else 0.0) for p in self.base}
+            self._made[key] = made[0] if one else AgainstPrompts(made, conditions(self.model))
         return self._made[key]
 
+    def _against(self, reward: str, lam: float, prompt: int, effective: float) -> Against:
+        base, data = self.base[prompt], None
+        if self.law is not None:
+            data = quadrature(self.law, lambda x: scores(scorer(reward), self.model, x, [0] * len(x), len(x)), lam, base.bandwidth)
+        centres = None if self.law is None or self.radius is None else self.law.means
+        if not self.target:
+            return Against(None, base, data, centres, self.radius)
+        log_w = (lam * self._scored(reward)[prompt]).nan_to_num(nan=-math.inf, posinf=-math.inf)
+        n, possible = len(log_w), bool(log_w.isfinite().any())
+        if not possible and not effective:
+            raise ValueError(f"none of the {n} base draws has a finite {reward}: they say nothing about its target; use --reference 0")
+        chain = Law(base.points, log_w.softmax(0), float(log_w.logsumexp(0)) - math.log(n), base.bandwidth) if possible else None
+        return Against(chain if chain is not None and chain.ess >= effective else None, base, data, centres, self.radius)
 
-def _scores(reward: Callable, samples: Tensor) -> Tensor:
-    n = len(samples)
-    return call(reward, samples, n, {"group": torch.zeros(n, dtype=torch.long), "noise": torch.zeros(n)})[0].detach().double().cpu()
+    def _scored(self, reward: str) -> dict[int, Tensor]:
+        """What the reward says of the base draws: once, whatever λ."""
+        if reward not in self._scores:
+            samples = {0: self.samples} if isinstance(self.samples, Tensor) else self.samples
+            self._scores[reward] = {p: scores(scorer(reward), self.model, x, [p] * len(x)) for p, x in samples.items()}
+        return self._scores[reward]
+
+
+def scorer(name: str) -> Callable:
+    """A reward by name, made once: some are gigabytes, and every row asks for its own."""
+    kind, _, argument = name.partition(":")
+    return _scorer(rewards[kind], argument, name)
+
+
+@cache
+def _scorer(entry: Entry, argument: str, name: str) -> Callable:
+    return as_reward(name)
+
+
+def conditions(model: Model) -> int:
+    """How many laws the model has, one for each of its prompts: group g has that of prompt g mod P."""
+    return getattr(model, "groups", None) or len(getattr(model, "prompts", None) or ()) or 1
+
+
+def scores(reward: Callable, model: Model, samples: Any, groups: list[int], at_once: int = READ) -> Tensor:
+    """(n,) what a reward says of n samples of these groups, some at a time and without noise; pictures are read on the model's device."""
+    prompts, width, out = getattr(model, "prompts", None), getattr(reward, "noises", 1), []
+    for at in range(0, len(samples), at_once):
+        part, which = samples[at : at + at_once], groups[at : at + at_once]
+        part = part.to(model.device) if isinstance(part, Tensor) else part
+        offers = {"group": torch.tensor(which), "prompts": prompts and [prompts[g % len(prompts)] for g in which]}
+        offers["noise"] = torch.zeros(len(which), width) if width > 1 else torch.zeros(len(which))
+        with torch.no_grad():
+            out.append(call(reward, part, len(which), offers)[0].detach().double().cpu())
+    return torch.cat(out)
 
 
 # -- base draws -----------------------------------------------------------------------------------------------------------------------
 
 
-def draw(folder: Path, task: Task, model: Model, n: int, config: dict[str, Any]) -> Tensor:
-    """n samples (n, …) of the plain model, from files of `CHUNK` in the folder; those that are missing are drawn into it now.
+@dataclass(frozen=True)
+class Draws(Mapping[int, Tensor]):
+    """n base draws (n, …) of each prompt, read from their files when they are asked for: pictures of many prompts fill a memory."""
+
+    places: dict[int, list[Path]]
+    n: int
+    config: dict[str, Any]
+
+    def __getitem__(self, prompt: int) -> Tensor:
+        return torch.cat([_read(path, self.config) for path in self.places[prompt]])[: self.n]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+def draw(folder: Path, task: Task, model: Model, n: int, config: dict[str, Any]) -> Tensor | Draws:
+    """n samples (n, …) of the plain model, or n for each prompt of the task's groups; from files in the folder, and those that are missing are
+    drawn into it now. Where there are no prompts a file holds `CHUNK`, so that fewer draws are the first ones of more.
 
     `config` says of which model and chain they are; files that say otherwise are refused.
     """
-    config = json.loads(json.dumps({**config, "seed": SEED, "draws": CHUNK}))
-    places = [folder / f"{i:03}.safetensors" for i in range(math.ceil(n / CHUNK))]
+    p = conditions(model)
+    each = CHUNK if p == 1 and not getattr(model, "prompts", None) else min(CHUNK, n)
+    config = json.loads(json.dumps({**config, "seed": SEED, "draws": each}))
+    which = [0] if p == 1 else sorted({g % p for g in task.prepare(model, scorer(task.reward)).config["groups"]})
+    # Group g follows prompt g mod P: files are groups of their own.
+    groups = {prompt: [prompt + p * i for i in range(math.ceil(n / each))] for prompt in which}
+    places = {g: folder / f"{g:03}.safetensors" for gs in groups.values() for g in gs}
     # All files are looked at before anything is drawn.
-    found = {path: _read(path, config) for path in places if path.exists()}
-    bar = tqdm(total=len(places), initial=len(found), disable=None if len(found) < len(places) else True, desc="base draws")
-    for i, path in enumerate(places):
-        if path in found:
-            continue
-        run = replace(task, groups=(i,), particles=CHUNK, budget=None, seed=SEED).prepare(model)
+    for path in places.values():
+        if path.exists():
+            _read(path, config, check_only=True)
+    missing = {g: path for g, path in places.items() if not path.exists()}
+    bar = tqdm(total=len(places), initial=len(places) - len(missing), disable=None if missing else True, desc="base draws")
+    for g, path in missing.items():
+        run = replace(task, groups=(g,), particles=each, budget=None, seed=SEED).prepare(model, scorer(task.reward))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SteeringWarning)
             samples = run.finish(progress=False).samples
         if not isinstance(samples, Tensor):
             raise TypeError(f"a reference is made of tensors, and {task.model} draws texts")
-        found[path] = samples[0]
         write_tensors(path, {"samples": samples[0]}, {"config": json.dumps(config)})
         bar.update()
     bar.close()
-    return torch.cat([found[path] for path in places])[:n]
+    draws = Draws({prompt: [places[g] for g in gs] for prompt, gs in groups.items()}, n, config)
+    return draws[0] if p == 1 else draws
 
 
-def _read(path: Path, config: dict[str, Any]) -> Tensor:
+def _read(path: Path, config: dict[str, Any], check_only: bool = False) -> Tensor:
     with safe_open(str(path), "pt") as file:
         there = json.loads((file.metadata() or {}).get("config", "{}"))
         if differ := list(differences(config, there)):
@@ -220,4 +338,4 @@ def _read(path: Path, config: dict[str, Any]) -> Tensor:
                 f"{path} holds base draws of another bench ({'; '.join(differ[:3])}). Give another --out, or remove that folder to have "
                 f"them drawn anew."
             )
-        return file.get_tensor("samples")
+        return torch.empty(0) if check_only else file.get_tensor("samples")

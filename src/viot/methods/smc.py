@@ -251,9 +251,10 @@ class SMC(Method):
         parents = (n > 0).sum(-1)
         m = log_m.exp().nan_to_num_(nan=0.0)
         spread = torch.where(weights.alive(log_m), (n - k * m).square_().mean(-1), 0.0)
-        # V_cont of arXiv 2604.06779 with the plug-in s_i = exp(λ r_i), in units of its minimum over all masses: 1 is the optimum. Weights
-        # and rewards are shifted to a maximum of 1, which the ratio does not notice.
-        log_s = problem.lam * before.rewards
+        # V_cont of arXiv 2604.06779 with the plug-in s_i = exp(λ r_i), in units of its minimum over all masses: 1 is the optimum. Of the tilt
+        # that is left to come: what weights carry of it already, the path, is divided out. Weights and rewards are shifted to a maximum of 1,
+        # which the ratio does not notice.
+        log_s = weights.subtract(problem.lam * before.rewards, before.extra["path"])
         log_ws = before.log_w + (log_s - log_s.amax(-1, keepdim=True))
         ws = torch.exp(log_ws - log_ws.amax(-1, keepdim=True))
         cont = torch.where(ws > 0, ws * ws / m, 0.0).sum(-1) / ws.sum(-1).square()

@@ -108,22 +108,26 @@ def frechet_distance(x: Tensor, y: Tensor, weights_x: Tensor | None = None, weig
     """
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
         raise ValueError(f"features must be (n, d) and (m, d) with n, m ≥ 2, not {tuple(x.shape)} and {tuple(y.shape)}")
-    (mean_x, cov_x), (mean_y, cov_y) = _spread(x, weights_x), _spread(y, weights_y)
-    # As √Σ_x Σ_y √Σ_x, which is symmetric: of few points the product itself has many eigenvalues near 0, at which solvers fail.
-    values, axes = torch.linalg.eigh(cov_x)
-    half = axes * values.clamp_min(0).sqrt()
-    cross = torch.linalg.eigvalsh(half.T @ cov_y @ half).clamp_min(0).sqrt().sum()
+    (mean_x, a), (mean_y, b) = _spread(x, weights_x), _spread(y, weights_y)
+    if min(len(a), len(b)) < x.shape[1]:
+        # Tr (aᵀa bᵀb)^½ is the sum of the singular values of a bᵀ: of few points in many dimensions a small matrix, exact and stable.
+        cross = torch.linalg.svdvals(a @ b.T).sum()
+    else:
+        # As √Σ_x Σ_y √Σ_x, which is symmetric.
+        values, axes = torch.linalg.eigh(a.T @ a)
+        half = axes * values.clamp_min(0).sqrt()
+        cross = torch.linalg.eigvalsh(half.T @ (b.T @ b) @ half).clamp_min(0).sqrt().sum()
     gap = mean_x - mean_y
-    return float(gap @ gap + cov_x.trace() + cov_y.trace() - 2 * cross)
+    return float(gap @ gap + a.square().sum() + b.square().sum() - 2 * cross)
 
 
 def _spread(x: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Mean and covariance, corrected for the number of points."""
+    """Mean (d,) and what a covariance aᵀa is made of, (n, d): the gaps to the mean by their weights, corrected for the number of points."""
     x, w = as_measure(x, weights)
     if len(x) < 2:
         raise ValueError("a covariance needs two points of positive weight")
-    mean, cov = moments(x, w)
-    return mean, cov / (1 - w @ w)
+    mean = w @ x
+    return mean, (x - mean) * (w / (1 - w @ w)).sqrt()[:, None]
 
 
 def precision_recall(
@@ -141,7 +145,13 @@ def precision_recall(
             f"k-th neighbours need k ≥ 1 and more than k points of positive weight, not k = {k}, n = {len(x)} and m = {len(y)}"
         )
     gap = _gaps(x, y)
-    return float(w @ (gap <= _reach(y, k)).any(1).double()), float(v @ (gap <= _reach(x, k)[:, None]).any(0).double())
+    return float(w @ (gap <= reach(y, k)).any(1).double()), float(v @ (gap <= reach(x, k)[:, None]).any(0).double())
+
+
+def precision(x: Tensor, y: Tensor, reach_y: Tensor, weights_x: Tensor | None = None) -> float:
+    """The first of `precision_recall` alone, for any number of samples x, where the `reach` (m,) of the reference y is known already."""
+    x, w, y, _ = _pair(x, weights_x, y, None)
+    return float(w @ (_gaps(x, y) <= reach_y).any(1).double())
 
 
 def _gaps(x: Tensor, y: Tensor) -> Tensor:
@@ -149,7 +159,7 @@ def _gaps(x: Tensor, y: Tensor) -> Tensor:
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def _reach(x: Tensor, k: int) -> Tensor:
+def reach(x: Tensor, k: int) -> Tensor:
     """(n,) the distance of each point to its k-th nearest other one: itself is the first of the k + 1 nearest."""
     return _gaps(x, x).kthvalue(k + 1, dim=1).values
 

@@ -73,7 +73,7 @@ def _titled(population: Population, max_per_group: int) -> Image:
     n = min(k, max_per_group, columns * (2 if 1 < g <= 4 else 1) if g > 1 else max_per_group)
     rows, across = math.ceil(n / columns), max(columns * (width + gap) - gap, 420)
     ruler = draw.Draw(pil.new("RGB", (1, 1)))
-    titles = [_wrapped(heading(population, i), across, lambda t: ruler.textlength(t, font=title)) for i in range(shown)]
+    titles = [wrapped(heading(population, i), across, lambda t: ruler.textlength(t, font=title)) for i in range(shown)]
     bands = [line_height * len(lines) + caption + rows * (height + caption + gap) + 18 for lines in titles]
     foot = 30 if g > shown else 0
     sheet = pil.new("RGB", (across + 2 * margin, 2 * margin - 18 + sum(bands) + foot), PAPER)
@@ -93,7 +93,7 @@ def _titled(population: Population, max_per_group: int) -> Image:
             sheet.paste(picture, (x, line), picture if picture.mode == "RGBA" else None)
             if at == 0:
                 pen.rectangle((x - 4, line - 4, x + picture.width + 3, line + picture.height + 3), outline=MARK, width=2)
-            pen.text((x, line + height + 5), _plain(fixed(float(population.rewards[i, j]), decimals)), font=small, fill=INK)
+            pen.text((x, line + height + 5), plain_letters(fixed(float(population.rewards[i, j]), decimals)), font=small, fill=INK)
             if bool(population.flagged[i, j]):
                 pen.text((x + width, line + height + 5), "nsfw", font=small, fill=MARK, anchor="ra")
         top += bands[i]
@@ -111,15 +111,15 @@ def _story(population: Population, i: int) -> str:
     said = [f"best {number(finite.max())}", f"mean {number(population.mean()[i])}"]
     if population.unsteered is not None:
         said.append(f"unsteered {number(population.unsteered.mean()[i])}")
-    return _plain("reward: " + ", ".join(said))
+    return plain_letters("reward: " + ", ".join(said))
 
 
-def _plain(text: str) -> str:
+def plain_letters(text: str) -> str:
     """With what Pillow's own font has letters for: 6.4·10⁻⁵ becomes 6.4e-5."""
     return text.translate(_LETTERS).replace("·10", "e")
 
 
-def _wrapped(text: str, room: float, width: Any, most: int = 3) -> list[str]:
+def wrapped(text: str, room: float, width: Any, most: int = 3) -> list[str]:
     """Lines that fit, the last one cut where there would be more of them."""
     lines = [""]
     for word in text.split():

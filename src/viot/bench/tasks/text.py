@@ -17,6 +17,7 @@ def _text(lam: float) -> dict[str, tuple[float, dict[str, Any]]]:
     found: dict[str, dict[str, Any]] = {
         "base": {},
         "best-of-n": {"n": 4},
+        "auto": {"schedule": EVERY_FIFTH, "resampling": "ssp", "ess_threshold": 0.5, "power": 2.0, "prior": 10.0},
         "fkd": {**fkd, "ess_threshold": None},
         "vasr": {"schedule": EVERY_FIFTH, "resampling": "systematic", "order": "score"},
         "fvd": {"schedule": EVERY_FIFTH, "cap": 0.5},
@@ -32,7 +33,7 @@ def _text(lam: float) -> dict[str, tuple[float, dict[str, Any]]]:
 #: URGE weighs any drift exactly, and tokens have no gradient to be one: its drift here is the feature of the twists below at η = 1, what the
 #: reward of the likeliest fill gains by a token. Without a guide it is FK steering by differences.
 LINE_UP = (
-    "base", "best-of-n", "fkd", "vasr", "fvd", "svdd", "dts-star", "treasure", "urge(guide={'name': 'feature', 'theta': [[1.0]]})",
+    "base", "best-of-n", "auto", "fkd", "vasr", "fvd", "svdd", "dts-star", "treasure", "urge(guide={'name': 'feature', 'theta': [[1.0]]})",
     "tri-tsmc(twist=feature)", "tri-tsmc(twist=tokens)",
 )  # fmt: skip
 

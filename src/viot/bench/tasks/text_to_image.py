@@ -33,10 +33,13 @@ TEXT_TO_IMAGE: dict[str, tuple[float, dict[str, Any]]] = {
 }
 
 
-# The smallest budget of arXiv 2506.20701's tables is 1 000 network calls per prompt: 20 particles of 50 steps.
+# The smallest budget of arXiv 2506.20701's tables is 1 000 network calls per prompt: 20 particles of 50 steps. What the papers compare is the best
+# of each prompt, by the reward and by others that did not steer. Strengths differ by method, so there is no common target: answers are held against
+# the plain model's own pictures.
 _STABLE_DIFFUSION = partial(
-    Preset, model="stable-diffusion-v1-5/stable-diffusion-v1-5", particles=20, steps=50, lam=STRONG, methods=TEXT_TO_IMAGE
-)
+    Preset, model="stable-diffusion-v1-5/stable-diffusion-v1-5", particles=20, steps=50, lam=STRONG, methods=TEXT_TO_IMAGE,
+    nfe=(1000,), features="clip", reference=16, untilted=True, portable=True,
+)  # fmt: skip
 
 
 @tasks.add(
@@ -49,6 +52,8 @@ def _drawbench() -> Preset:
     address = "datasets/sayakpaul/drawbench/resolve/main/DrawBench%20Prompts%20-%20Sheet1.csv"
     return _STABLE_DIFFUSION(
         reward="imagereward",
+        judges=("aesthetic", "clip", "hps"),
+        trace=("aesthetic pick", "clip pick", "hps pick"),
         prompts=partial(download, "drawbench", address, 200),
         papers=("arXiv 2506.20701", "arXiv 2604.06779", "arXiv 2205.11487"),
     )
@@ -63,6 +68,8 @@ def _drawbench() -> Preset:
 def _animals() -> Preset:
     return _STABLE_DIFFUSION(
         reward="aesthetic",
+        judges=("imagereward", "clip", "hps"),
+        trace=("imagereward pick", "clip pick", "hps pick"),
         prompts=partial(embedded, "animals.txt"),
         papers=("arXiv 2506.20701", "arXiv 2604.06779", "arXiv 2305.13301"),
     )
