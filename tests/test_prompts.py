@@ -337,7 +337,7 @@ def test_the_sheet_writes_numbers_with_letters_its_font_has():
 
     font = ImageFont.load_default(20)
     missing = bytes(font.getmask("\uffff"))
-    said = sheet._plain(" ".join(number(v) for v in (-1.5, 3.2e-17, -4e9, float("inf"), float("nan"))))
+    said = sheet.plain_letters(" ".join(number(v) for v in (-1.5, 3.2e-17, -4e9, float("inf"), float("nan"))))
     assert said == "-1.50 3.20e-17 -4.00e9 inf -"
     assert all(bytes(font.getmask(letter)) != missing for letter in said if letter != " ")
 
