@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from exact import MODEL, is_exact, law, run
+from exact import MODEL, REWARD, is_exact, law, run
 from helpers import Tokens, quiet
 
 import viot
@@ -147,3 +147,43 @@ def test_strength_zero_is_the_model():
     plain, found = run("base", lam=0.0, groups=4), run(Auto(), lam=0.0, groups=4)
     assert torch.equal(plain.samples, found.samples)
     assert torch.equal(found.log_z, torch.zeros(4, dtype=torch.float64))
+
+
+def world(k, method):
+    """A problem of two groups of k particles in the middle of its chain."""
+    problem = viot.prepare(MODEL, REWARD, method, particles=k, groups=2, steps=8, lam=0.7).problem
+    state = method.prepare(problem, problem.start()).but(step=4)
+    return problem, state
+
+
+def test_belief_by_hand():
+    method = Auto(power=2.0, prior=10.0)
+    problem, state = world(4, method)
+    before = torch.tensor([[0.0, 1.0, 2.0, 3.0], [3.0, 2.0, 1.0, 0.0]], dtype=torch.float64)
+    rewards = torch.tensor([[0.0, 2.0, 1.0, 3.0], [0.0, 1.0, 2.0, 3.0]], dtype=torch.float64)
+    weighed = method.weigh(problem, state.but(rewards=rewards).with_extra(guessed=before))
+    s = float(problem.grid.alphas[4] ** 2 / (problem.grid.alphas[4] ** 2 + problem.grid.sigmas[4] ** 2))
+    # Adjusted shares of .46 and, against each other, 0: each group has a belief of its own.
+    expected = torch.tensor([(4 * 0.46 + 10 * s) / 14, 10 * s / 14], dtype=torch.float64) ** 2
+    assert torch.allclose(weighed.group["belief"], expected)
+    assert torch.allclose(weighed.log_w, 0.7 * expected[:, None] * rewards)
+    assert torch.equal(weighed.extra["guessed"], rewards)
+    # Whoever descends from a particle descends from its guess.
+    children = torch.tensor([[3, 3, 0, 1], [2, 2, 2, 0]])
+    assert torch.equal(weighed[children].extra["guessed"], rewards.gather(1, children))
+
+
+def test_gradients_are_followed_as_far_as_guesses_are_believed():
+    method = Auto(guidance=1.0)
+    problem, state = world(4, method)
+    grid = problem.grid
+    now = float(grid.alphas[4] ** 2 / (grid.alphas[4] ** 2 + grid.sigmas[4] ** 2)) ** 2
+    assert torch.allclose(method.strength(problem, state), torch.full((2,), 0.7 * now, dtype=torch.float64))
+    known = state.with_group(belief=torch.tensor([now / 2, (1 + now) / 2], dtype=torch.float64))
+    assert torch.allclose(method.strength(problem, known), 0.7 * torch.tensor([now, (1 + now) / 2], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_few_particles_tell_nothing_of_a_correlation(k):
+    found = agreement(torch.arange(k).double()[None], 2 * torch.arange(k).double()[None])
+    assert float(found) == pytest.approx(1.0 if k > 2 else 0.0)

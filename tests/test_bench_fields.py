@@ -427,13 +427,13 @@ def test_a_front_has_a_point_for_each_weight(tmp_path, monkeypatch, sides):
     assert at[0][1.0][0] > at[0][0.5][0] > at[0][0.0][0]
     assert at[0][1.0][1] < at[0][0.5][1] < at[0][0.0][1]
     volumes = [hypervolume(torch.tensor(list(by.values())), (-9.0, -9.0)) for by in at.values()]
-    mean = front_report.volume(vasr, sides)
+    mean = front_report.volume(vasr, sides, 3)
     assert mean.value == pytest.approx(sum(volumes) / 2)
     assert mean.error == pytest.approx(abs(volumes[0] - volumes[1]) / 2)
     # Steered fronts dominate more; a seed that lacks a weight has no front.
-    assert mean.value > 1.3 * front_report.volume([r for r in made if r["method"] == "base"], sides).value
+    assert mean.value > 1.3 * front_report.volume([r for r in made if r["method"] == "base"], sides, 3).value
     part = [r for r in vasr if r["seed"] == 0 or r["config"]["reward"] != "sum:0*left+1*right"]
-    assert front_report.volume(part, sides).value == pytest.approx(volumes[0])
+    assert front_report.volume(part, sides, 3).value == pytest.approx(volumes[0])
     text = (tmp_path / "a" / "table.md").read_text(encoding="utf-8")
     assert "line toward w·left + (1 − w)·right, λ = 4, 4 steps, 2 groups per seed; means over 2 seeds" in text
     assert f"| vasr | {mean} |" in text

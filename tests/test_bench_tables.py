@@ -331,7 +331,7 @@ def printed(**changes):
 def test_printed_numbers_stand_beside_rows_of_the_same_kind(monkeypatch):
     monkeypatch.setattr(published_numbers, "PUBLISHED", [printed()])
     text = table.markdown([written("vasr"), written("vasr", budget=8000)])
-    line = "| vasr, published (arXiv 0000.00000, Table 9) | −0.500 | 0.123 ± 0.004 | – "
+    line = "| vasr, published (arXiv 0000.00000, Table 9, 1\u202f000 rows) | −0.500 | 0.123 ± 0.004 | – "
     small, large = text.split("## 8")
     assert line in small
     assert line not in large, "another budget"
@@ -350,6 +350,7 @@ def test_printed_numbers_stand_beside_rows_of_the_same_kind(monkeypatch):
         ({"budget": None}, "another budget"),
         ({"budget": 2001}, "another budget"),
         ({"prompts": 40}, "another number of prompts"),
+        ({"reward": "theirs"}, "another reward"),
         ({"model": "[theirs]", "features": "clip"}, "another model and other features"),
     ],
 )
@@ -365,6 +366,13 @@ def test_printed_numbers_of_another_kind_are_refused(monkeypatch, change, other)
         published_numbers, "PUBLISHED", [printed(**{**change, "budget": 500 if "budget" in change else 1000, "prompts": None})]
     )
     assert ("0.123" in table.markdown([written("vasr")])) == bool({"budget", "prompts"} & set(change)), "it is this that was refused"
+
+
+def test_of_several_budgets_the_nearest_is_shown(monkeypatch):
+    monkeypatch.setattr(published_numbers, "PUBLISHED", [printed(budget=budget) for budget in (600, 900, 1900)])
+    text = table.markdown([written("vasr")])
+    assert text.count("published (arXiv 0000.00000") == 1
+    assert "Table 9, 900 rows)" in text
 
 
 def test_no_embedded_task_shows_printed_numbers():
@@ -509,3 +517,32 @@ def _alive(session):
             if int(sid) == session and state != "Z":
                 found.append(int(stat.parent.name))
     return found
+
+
+# -- what must not be told ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_target_that_no_base_draw_reaches_is_said():
+    from viot.bench.reference import References
+
+    model = viot.load("mixture")
+    points = torch.randn(64, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    known = References(points, model, "points", 1.0, 0.9)
+    assert known.against("modes", 1.0).chain.log_z < 20
+    known._scores["quadratic"] = {0: torch.full((64,), -torch.inf, dtype=torch.float64)}
+    with pytest.raises(ValueError, match="none of the 64 base draws"):
+        known.against("quadratic", 1.0)
+
+
+def test_a_negative_reference_is_refused(tmp_path, capsys):
+    from viot.cli import main
+
+    assert main(["bench", "mixture", "--methods", "base", "--reference", "-1", "--out", str(tmp_path)]) == 2
+    assert "number of base draws" in capsys.readouterr().err
+
+
+def test_strengths_that_differ_have_files_that_differ():
+    from viot.bench.plan import exactly
+
+    assert [exactly(lam) for lam in (1.0, 0.5, 2.0)] == ["1", "0.5", "2"]
+    assert exactly(1.0) != exactly(1.0000001)

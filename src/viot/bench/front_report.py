@@ -48,9 +48,8 @@ def points(rows: list[Row], front: Front, pick: bool = False) -> dict[int, dict[
     return found
 
 
-def volume(rows: list[Row], front: Front, pick: bool = False) -> Mean | None:
-    """The hypervolume of one method at one budget, over the seeds that have all weights: a front of fewer points has less of it."""
-    whole = max((len(by) for by in points(rows, front).values()), default=0)
+def volume(rows: list[Row], front: Front, whole: int, pick: bool = False) -> Mean | None:
+    """The hypervolume of one method at one budget, over the seeds that have all (`whole`) weights: a front of fewer points has less of it."""
     fronts = [list(by.values()) for by in points(rows, front, pick).values() if len(by) == whole]
     return over_seeds([hypervolume(torch.tensor(each), front.point) for each in fronts])
 
@@ -70,7 +69,7 @@ def tables(rows: list[Row]) -> list[tuple[str, list[str], list[list[str]]]]:
             mine = [row for row in rows if row["budget"] == budget and row["method"] == method]
             seeds = points(mine, front).values()
             cells = [_pair([by[w] for by in seeds if w in by]) for w in every]
-            body.append([method, *[_said(volume(mine, front, pick)) for pick in (False, True)], *cells])
+            body.append([method, *[_said(volume(mine, front, len(every), pick)) for pick in (False, True)], *cells])
         found.append((f"Front, {count(budget)} network rows per group: {a} / {b} by weight", head, body))
     return found
 

@@ -42,21 +42,23 @@ class Traced:
     column: bool = True
 
 
-def _offspring_variance(population: Population) -> Tensor:
-    """The offspring variance of the selections that were made: one that waited for a smaller ESS has drawn nothing."""
-    trace, settings = population.trace, population.config["method"]
-    share = settings.get("ess_threshold")
+def _made(population: Population, name: str) -> Tensor:
+    """(S, G) a number of the selections that were made: one that waited for a smaller ESS has drawn nothing."""
+    trace, share = population.trace, population.config["method"].get("ess_threshold")
     waited = False if share is None else trace["ess"] >= share * population.ancestors.shape[-1]
-    return torch.where(torch.as_tensor(waited), torch.nan, trace["offspring_variance"])
+    return torch.where(torch.as_tensor(waited), torch.nan, trace[name])
 
 
 TRACED = {
-    "offspring variance": Traced("Var N", "mean squared distance of the numbers of children from what the masses ask for, per selection", _offspring_variance),
+    "offspring variance": Traced(
+        "Var N", "mean squared distance of the numbers of children from what the masses ask for, per selection",
+        lambda p: _made(p, "offspring_variance"),
+    ),
     "v_cont": Traced(
         "V_cont", "continuation variance of a selection's masses by its plug-in, the rewards of that moment, over the least there is",
-        lambda p: p.trace["v_cont"],
+        lambda p: _made(p, "v_cont"),
     ),
-    "killed": Traced("killed", "share of the particles without children, per selection", lambda p: p.trace["deaths"] / p.ancestors.shape[-1]),
+    "killed": Traced("killed", "share of the particles without children, per selection", lambda p: _made(p, "deaths") / p.ancestors.shape[-1]),
     "killed rank": Traced(
         "rank of the killed", "mean rank by reward of those without children, per selection: 0 the worst, ½ a blind choice",
         lambda p: p.trace["killed_rank"],
@@ -207,7 +209,9 @@ class Reading:
         if pictures:
             for name, mass in (("frechet", w), ("frechet uniform", sound / sound.sum(-1, keepdim=True))):
                 every = mass[at].flatten()
-                enough = int((every > 0).sum()) > 1
+                # Weight on one point alone has no covariance.
+                share = every / every.sum()
+                enough = 1 - float(share @ share) > 1e-9
                 told = frechet_distance(x[at].flatten(0, 1), together.points, every, together.weights) if enough else None
                 found[name] = told
         return found

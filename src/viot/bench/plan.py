@@ -78,6 +78,8 @@ class Bench:
         lams = None if args.lam is None else strengths(args.lam)
         if base.groups is None and known.groups is not None and not base.prompts:
             base = replace(base, groups=known.groups)
+        if args.reference is not None and args.reference < 0:
+            raise ValueError(f"--reference takes a number of base draws, or 0 for none, not {args.reference}")
         written = split_list(args.methods) if args.methods else list(known.line_up or known.methods)
         if again := {text for text in written if written.count(text) > 1}:
             raise ValueError(f"--methods names {again.pop()!r} twice")
@@ -95,7 +97,8 @@ class Bench:
                 replace(
                     task, budget=nfe, particles=max(1, nfe // task.steps), seed=seed, reward=reward, lam=task.lam if lam is None else lam
                 ),
-                (f".{safe(reward)}" if known.rewards else "") + (f".lam{lam:g}" if lams and len(lams) > 1 else ""),
+                (f".{safe(reward)}" if known.rewards else "")
+                + (f".lam{exactly(lam)}" if lam is not None and lams and len(lams) > 1 else ""),
             )
             for nfe in budgets
             for seed in which
@@ -214,6 +217,11 @@ def strengths(text: str) -> tuple[float, ...]:
     if len(set(found)) < len(found):
         raise ValueError(f"--lam takes different numbers between commas, for example 0.5,1,2, not {text!r}")
     return tuple(lam for lam in found if not isinstance(lam, Strength))
+
+
+def exactly(lam: float) -> str:
+    """As short as tells it from every other number."""
+    return f"{lam:g}" if float(f"{lam:g}") == lam else repr(lam)
 
 
 def seeds(text: str) -> tuple[int, ...]:

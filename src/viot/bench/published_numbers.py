@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
-from ..report.words import fixed, listed
+from ..report.words import count, fixed, listed
 from .rows import Row
 
 #: A row's budget is of the published class where one is at most so many times the other.
 BUDGETS = 2.0
 #: In what tables may differ.
-KINDS = ("model", "features", "number of prompts", "budget")
+KINDS = ("model", "reward", "features", "number of prompts", "budget")
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Numbers:
     model     that was steered, and features that answers were compared in, as rows name theirs; words in brackets where none of ours is it
     features  None where nothing is compared in features
     budget    network rows per group; None where it was not printed, and then the numbers compare with nothing
-    prompts   how many there were, None where the model follows none
+    prompts   how many there were, all of which must have been run; None where the model follows none
+    reward    that steered, where the task has one
     columns   keys of the columns that its numbers would stand in
     methods   (mean, spread) by method and column
     spread    what stands behind ±; standard errors it is not. None where nothing stands there
@@ -35,17 +37,20 @@ class Numbers:
     methods: dict[str, tuple[tuple[float, float | None], ...]] = field(repr=False)
     budget: int | None = None
     prompts: int | None = None
+    reward: str | None = None
     spread: str | None = "the standard deviation over classes and seeds"
 
     def differs(self, row: Row, budget: int | None = None) -> list[str]:
         """In what a row of the same task is of another kind; nothing where they compare. `budget` stands in for the row's."""
         config, rows = row["config"], row["budget"] if budget is None else budget
-        prompts = config["model"].get("prompts")
+        prompts, groups = config["model"].get("prompts"), config["groups"]
+        run = len(prompts or ()) if groups is None else groups if isinstance(groups, int) else len(groups)
         alike = {
             "model": self.model == config["model"]["name"],
             # What is compared in no features is the same in any.
             "features": self.features is None or self.features == config["reading"].get("features"),
-            "number of prompts": self.prompts == (len(prompts) if prompts else None),
+            "reward": self.reward in (None, config["reward"]),
+            "number of prompts": self.prompts == (min(run, len(prompts)) if prompts else None),
             "budget": self.budget is not None and max(self.budget, rows) <= BUDGETS * min(self.budget, rows),
         }
         return [what for what in KINDS if not alike[what]]
@@ -134,7 +139,7 @@ PUBLISHED: list[Numbers] = [
         # The best ImageReward of each of forty hard prompts of DrawBench, averaged; which forty was not printed.
         Numbers(
             "arXiv 2506.20701, Table 3", "drawbench", "stable-diffusion-v1-5/stable-diffusion-v1-5", None, ("pick",),
-            {"dts": ((dts, None),), "dts-star": ((star, None),)}, budget=budget, prompts=40, spread=None,
+            {"dts": ((dts, None),), "dts-star": ((star, None),)}, budget=budget, prompts=40, reward="imagereward", spread=None,
         )
         for budget, dts, star in (
             (1_000, 0.774, 0.825), (2_500, 1.025, 1.086), (5_000, 1.064, 1.254), (10_000, 1.112, 1.342), (25_000, 1.214, 1.459),
@@ -145,14 +150,21 @@ PUBLISHED: list[Numbers] = [
 
 
 def beside(rows: list[Row]) -> list[Numbers]:
-    """The printed tables that these rows, of one budget and strength, may be read beside."""
-    return [numbers for numbers in PUBLISHED if numbers.task == rows[0]["task"] and all(not numbers.differs(row) for row in rows)]
+    """The printed tables that these rows, of one budget and strength, may be read beside: of one source that of the nearest budget."""
+    found = [numbers for numbers in PUBLISHED if numbers.task == rows[0]["task"] and all(not numbers.differs(row) for row in rows)]
+    nearest: dict[str, Numbers] = {}
+    for numbers in sorted(found, key=lambda numbers: abs(math.log(numbers.budget or 1) - math.log(rows[0]["budget"])), reverse=True):
+        nearest[numbers.source] = numbers
+    return [numbers for numbers in found if nearest[numbers.source] is numbers]
 
 
 def lines(rows: list[Row], keys: list[str]) -> list[list[str]]:
     """Their lines for the table of those rows, with – in the columns (`keys`) that were not printed."""
     return [
-        [f"{method}, published ({numbers.source})", *[numbers.line(method).get(key, "–") for key in keys]]
+        [
+            f"{method}, published ({numbers.source}, {count(numbers.budget or 0)} rows)",
+            *[numbers.line(method).get(key, "–") for key in keys],
+        ]
         for numbers in beside(rows)
         for method in numbers.methods
     ]

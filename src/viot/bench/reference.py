@@ -227,17 +227,20 @@ class References:
 
     def _against(self, reward: str, lam: float, prompt: int, effective: float) -> Against:
         base, data = self.base[prompt], None
+        log_w = None
+        if self.target:
+            log_w = (lam * self._scored(reward)[prompt]).nan_to_num(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
+            # Before anything is made of a law that is nowhere.
+            if not effective and not bool(log_w.isfinite().any()):
+                n = len(log_w)
+                raise ValueError(f"none of the {n} base draws has a finite {reward}: they say nothing about its target; use --reference 0")
         if self.law is not None:
             data = quadrature(self.law, lambda x: scores(scorer(reward), self.model, x, [0] * len(x), len(x)), lam, base.bandwidth)
         centres = None if self.law is None or self.radius is None else self.law.means
-        if not self.target:
+        if log_w is None or not bool(log_w.isfinite().any()):
             return Against(None, base, data, centres, self.radius)
-        log_w = (lam * self._scored(reward)[prompt]).nan_to_num(nan=-math.inf, posinf=-math.inf)
-        n, possible = len(log_w), bool(log_w.isfinite().any())
-        if not possible and not effective:
-            raise ValueError(f"none of the {n} base draws has a finite {reward}: they say nothing about its target; use --reference 0")
-        chain = Law(base.points, log_w.softmax(0), float(log_w.logsumexp(0)) - math.log(n), base.bandwidth) if possible else None
-        return Against(chain if chain is not None and chain.ess >= effective else None, base, data, centres, self.radius)
+        chain = Law(base.points, log_w.softmax(0), float(log_w.logsumexp(0)) - math.log(len(log_w)), base.bandwidth)
+        return Against(chain if chain.ess >= effective else None, base, data, centres, self.radius)
 
     def _scored(self, reward: str) -> dict[int, Tensor]:
         """What the reward says of the base draws: once, whatever λ."""

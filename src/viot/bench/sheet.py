@@ -62,7 +62,10 @@ def sheets(rows: list[Row], kept: list[Kept | None]) -> list[Sheet]:
             pairs = [
                 (row, k)
                 for row, k in zip(rows, kept, strict=True)
-                if k is not None and row["config"]["reward"] == reward and (lam is None or row["config"]["lam"] == lam)
+                if k is not None
+                and "failed" not in row
+                and row["config"]["reward"] == reward
+                and (lam is None or row["config"]["lam"] == lam)
             ]
             if not pairs:
                 continue

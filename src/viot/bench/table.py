@@ -12,7 +12,7 @@ from ..report import terminal
 from ..report.page import document
 from ..report.words import count, listed, plural, setting, table
 from . import front_report
-from .analysis import beside, drawings
+from .analysis import apart, beside, drawings
 from .columns import Column, columns, over_seeds
 from .figures import costs, figure
 from .front_report import front_of
@@ -31,6 +31,10 @@ def body(rows: list[Row], shown: list[Column], budget: bool = False) -> list[lis
         mine = [row for row in rows if row["method"] == method]
         failed = sum("failed" in row for row in mine)
         name = f"{method}, {count(mine[0]['budget'])} rows" if budget else method
+        every = {(row["config"]["reward"], row["seed"]) for row in rows}
+        if not budget and len(mine) < len(every):
+            # A mean over other rewards and seeds than the others' does not compare with them.
+            name += f" ({len(mine)} of {len(every)} rows)"
         name += f" (failed{f' {failed} of {len(mine)}' if failed < len(mine) else ''})" if failed else ""
         out.append([name, *[str(m) if (m := over_seeds([c.of(row) for row in mine])) else "–" for c in shown]])
     return out
@@ -52,7 +56,7 @@ def sentence(rows: list[Row]) -> str:
     strength = f"λ = {listed([setting(lam) for lam in several])}" if several else strength
     groups = config["groups"]
     g = len(config["model"].get("prompts") or [0]) if groups is None else groups if isinstance(groups, int) else len(groups)
-    n, rewards = len({row["seed"] for row in rows}), 1 if front_of(rows) else len({row["config"]["reward"] for row in rows})
+    n, rewards = len({row["seed"] for row in rows}), max(len({row["config"]["reward"] for row in part}) for _, part in apart(rows))
     over = plural(n, "seed") if rewards == 1 else f"{plural(rewards, 'reward')} and {plural(n, 'seed')}"
     return (
         f"{config['model']['name']} toward {rewards_of(rows)}, {strength}, {config['steps']} steps, {plural(g, 'group')} per seed; means over "
@@ -94,7 +98,8 @@ def page(rows: list[Row], found: list[Sheet] | None = None) -> str:
     parts += [f'<section><h2>{title}</h2><div class="wide">{drawing}</div></section>' for title, drawing in own if drawing]
     usual = [
         ("Analysis", "".join(drawings(rows))),
-        *([] if front_of(rows) else [figure(rows)]),
+        # Of several noises or sums of rewards a mean says nothing.
+        *([figure(rows)] if len(apart(rows)) == 1 and not front_of(rows) else []),
         ("What it costs", "".join(drawing for _, drawing in costs(rows))),
     ]
     parts += [f'<section><h2>{title}</h2><div class="charts">{drawing}</div></section>' for title, drawing in usual if drawing]

@@ -22,7 +22,7 @@ BEFORE = "guessed"
 
 @methods.add(
     "auto",
-    "selects by guesses of the reward as far as they have been right so far: nearest to the target, and keeps lineages",
+    "selects by guesses of the reward as far as they have been right so far: keeps lineages",
     cost="K·T network calls, rewards at 9 steps + end",
 )
 @dataclass(frozen=True)
@@ -88,9 +88,13 @@ class Auto(Guided):
 
 
 def agreement(a: Tensor, b: Tensor) -> Tensor:
-    """(G,) share of the variance of b (G, K) that a (G, K) tells, adjusted for K; 0 for a correlation below 0, and where either is constant."""
+    """(G,) share of the variance of b (G, K) that a (G, K) tells, adjusted for K; 0 for a correlation below 0, where either is constant, and
+    for fewer than three particles, which are always on a line.
+    """
     k = a.shape[1]
+    if k < 3:
+        return torch.zeros(len(a), dtype=torch.float64)
     a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
     both, each = (a * b).sum(-1), (a.square().sum(-1) * b.square().sum(-1))
     share = torch.where((both > 0) & (each > 0), both.square() / each.clamp_min(1e-300), 0.0)
-    return (1 - (1 - share) * (k - 1) / max(1, k - 2)).clamp_min(0)
+    return (1 - (1 - share) * (k - 1) / (k - 2)).clamp_min(0)
