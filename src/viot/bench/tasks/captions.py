@@ -29,6 +29,6 @@ def _captions() -> Preset:
     return Preset(
         model="captions", reward="captions", prompts=partial(embedded, "captions.txt"),
         papers=("arXiv 2501.06848", "arXiv 2506.20701", "arXiv 2604.06779"), particles=50, steps=20, lam=STRENGTH, methods=_methods(),
-        line_up=("base", "best-of-n", "importance", "fkd", "fkd(potential=max)", "vasr", "vasr-max", "fvd", "dps", "tds", "das", "svdd", "dts", "dts-star"),
+        line_up=("base", "best-of-n", "importance", "auto", "fkd", "fkd(potential=max)", "vasr", "vasr-max", "fvd", "dps", "tds", "das", "svdd", "dts", "dts-star"),
         judges=("captions-judge",), trace=("captions-judge pick",), nfe=(160, 320), features="captions-judge", reference=128,
     )  # fmt: skip
