@@ -24,7 +24,7 @@ def test_agreement_is_the_adjusted_share_of_variance():
 
 
 def test_belief_grows_with_the_signal_and_begins_with_it():
-    population = run(Auto(schedule=(0.1, 0.3, 0.5, 0.7)), groups=40, particles=64, steps=40)
+    population = run(Auto(schedule=(0.1, 0.3, 0.5, 0.7), power=2.0), groups=40, particles=64, steps=40)
     belief = population.trace["belief"]
     assert belief.shape == (4, 40)
     grid = MODEL.grid(40)
@@ -174,7 +174,7 @@ def test_belief_by_hand():
 
 
 def test_gradients_are_followed_as_far_as_guesses_are_believed():
-    method = Auto(guidance=1.0)
+    method = Auto(guidance=1.0, power=2.0)
     problem, state = world(4, method)
     grid = problem.grid
     now = float(grid.alphas[4] ** 2 / (grid.alphas[4] ** 2 + grid.sigmas[4] ** 2)) ** 2
