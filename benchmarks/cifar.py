@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -23,6 +22,8 @@ from viot.rewards.cifar import CLASSES, classifier, judge
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "recipes"))
+from figures import paste
+
 from cifar10 import load_cifar10
 
 FIGURES = ROOT / "docs/figures"
@@ -90,11 +91,7 @@ def main():
     FIGURES.mkdir(parents=True, exist_ok=True)
     found = quality(viot.load("cifar16"), args.data, args.samples, args.steps)
     (FIGURES / "cifar16.json").write_text(json.dumps(found, indent=1) + "\n")
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    readme.write_text(
-        re.sub(r"(<!-- cifar16 -->\n).*?(<!-- /cifar16 -->)", lambda m: f"{m[1]}{block(found)}\n{m[2]}", text, flags=re.DOTALL)
-    )
+    paste("cifar16", block(found))
 
 
 if __name__ == "__main__":

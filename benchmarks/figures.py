@@ -110,6 +110,13 @@ def block(found):
     )
 
 
+def paste(name, text):
+    """Put the text between the README's marks of that name."""
+    readme = ROOT / "README.md"
+    whole = readme.read_text()
+    readme.write_text(re.sub(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m: f"{m[1]}{text}\n{m[2]}", whole, flags=re.DOTALL))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="data/mnist")
@@ -121,9 +128,7 @@ def main():
     hero(model)
     found = quality(model, args.data, args.samples, args.steps)
     (FIGURES / "digits.json").write_text(json.dumps(found, indent=1) + "\n")
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    readme.write_text(re.sub(r"(<!-- digits -->\n).*?(<!-- /digits -->)", lambda m: f"{m[1]}{block(found)}\n{m[2]}", text, flags=re.DOTALL))
+    paste("digits", block(found))
 
 
 if __name__ == "__main__":

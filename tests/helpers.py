@@ -1,11 +1,13 @@
 """What several test files share: small models and rewards, quiet runs, and bit-equality of whole answers."""
 
 import contextlib
+import json
 import warnings
 
 import torch
 
 import viot
+from viot import cli
 from viot.methods import make, methods
 from viot.testing import _alike
 
@@ -128,3 +130,13 @@ def differing(a, b, costs=True):
         if not same:
             out.append(name)
     return out
+
+
+def viot_(*argv):
+    """The command line, in this process: its exit code."""
+    return cli.main([str(a) for a in argv])
+
+
+def rows(folder):
+    """The rows in a bench's folder, by the names of their files."""
+    return {path.name: json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / "rows").iterdir())}

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 import torch
-from helpers import quiet
+from helpers import quiet, rows, viot_
 from masked import MarkovTokens
 from test_report import check_page
 
@@ -63,22 +63,6 @@ def world(tmp_path, monkeypatch):
     )  # fmt: skip
     monkeypatch.setitem(bench.tasks.entries, "toy", Entry(lambda: preset, "toy"))
     return preset
-
-
-@pytest.fixture
-def runs(monkeypatch):
-    """The methods that were run, in order."""
-    made, finish = [], Run.finish
-    monkeypatch.setattr(Run, "finish", lambda self, **k: (made.append(self.config["method"]["name"]), finish(self, **k))[1])
-    return made
-
-
-def viot_(*argv):
-    return cli.main([str(a) for a in argv])
-
-
-def rows(folder):
-    return {path.name: json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / "rows").iterdir())}
 
 
 def without_times(row):

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import quiet
+from helpers import quiet, viot_
 from test_report import check_page
 
 import viot
-from viot import bench, cli, resample, weights
+from viot import bench, resample, weights
 from viot.bench import analysis, measure, probe, reference
 from viot.bench.measure import TRACED, Reading
 from viot.bench.preset import Figure
@@ -35,10 +35,6 @@ OURS = [
     "noise",
     "noise-digits",
 ]
-
-
-def viot_(*argv):
-    return cli.main([str(a) for a in argv])
 
 
 def rows(folder):

@@ -1,6 +1,5 @@
 """The fields of a bench: targets of prompts, features by name, captions, Stable Diffusion, and fronts between two rewards."""
 
-import json
 import math
 import sys
 import types
@@ -8,14 +7,14 @@ import types
 import pytest
 import tiny
 import torch
-from helpers import quiet
+from helpers import quiet, rows, viot_
 from painter import Painter
 from safetensors.torch import save_file
 from test_hub_rewards import CLIP, shaken
 from test_report import check_page
 
 import viot
-from viot import bench, cli
+from viot import bench
 from viot.bench import features, front_report, reference
 from viot.bench.front import Front, weights
 from viot.bench.tasks import Preset
@@ -28,7 +27,6 @@ from viot.rewards import as_reward, rewards
 from viot.rewards.captions import judge, shown
 from viot.rewards.combine import spelled
 from viot.rewards.images import Preprocess
-from viot.sample import Run
 
 transformers = pytest.importorskip("transformers")
 PROMPTS = ["a red disc", "a green disc", "a blue disc"]
@@ -43,22 +41,6 @@ def world(tmp_path, monkeypatch):
         features="pixels", reference=24,
     )  # fmt: skip
     monkeypatch.setitem(bench.tasks.entries, "discs", Entry(lambda: preset, "discs"))
-
-
-@pytest.fixture
-def runs(monkeypatch):
-    """The methods that were run, in order."""
-    made, finish = [], Run.finish
-    monkeypatch.setattr(Run, "finish", lambda self, **k: (made.append(self.config["method"]["name"]), finish(self, **k))[1])
-    return made
-
-
-def viot_(*argv):
-    return cli.main([str(a) for a in argv])
-
-
-def rows(folder):
-    return {path.name: json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / "rows").iterdir())}
 
 
 def drawn(model, reward, method="base", **settings):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import quiet
+from helpers import quiet, viot_
 from masked import MarkovTokens
 from PIL import Image
 from test_report import check_page
@@ -75,10 +75,6 @@ def world(tmp_path, monkeypatch):
     texts = Preset(model="letters", reward="cs", prompts=None, papers=("none",), particles=8, steps=4, lam=1.0, methods={}, groups=1)
     for name, preset in (("dots", dotted), ("grey", grey), ("texts", texts)):
         monkeypatch.setitem(bench.tasks.entries, name, Entry(lambda preset=preset: preset, name))
-
-
-def viot_(*argv):
-    return cli.main([str(a) for a in argv])
 
 
 def rows(folder):
@@ -546,3 +542,19 @@ def test_strengths_that_differ_have_files_that_differ():
 
     assert [exactly(lam) for lam in (1.0, 0.5, 2.0)] == ["1", "0.5", "2"]
     assert exactly(1.0) != exactly(1.0000001)
+
+
+def test_strengths_do_not_take_each_other_s_samples(tmp_path):
+    """`lam1` begins the name of `lam1.5` too."""
+    few = ["--nfe", "200", "--seeds", "1", "--groups", "1", "--reference", "64"]
+    assert viot_("bench", "mixture", "--methods", "base", *few, "--lam", "1.5,1", "--out", tmp_path) == 0
+    assert {path.stem for path in (tmp_path / "samples").iterdir()} == set(rows(tmp_path))
+
+
+def test_samples_of_another_form_are_replaced(tmp_path):
+    place = tmp_path / "samples" / "a.1.0.lam1"
+    Kept("texts", [0], texts={"best": ["old"]}).write(place.with_name(place.name + ".5"))
+    Kept("texts", [0], texts={"best": ["old"]}).write(place)
+    Kept("points", [0], points=torch.zeros(1, 2), weights=torch.ones(1)).write(place)
+    assert Kept.read(place).kind == "points"
+    assert Kept.read(place.with_name(place.name + ".5")).texts == {"best": ["old"]}

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
+from helpers import viot_
 
 import viot
-from viot import cli
 from viot.calibrate import Strength
 from viot.models.gaussian import GaussianMixture
 from viot.registry import Entry
@@ -15,10 +15,6 @@ from viot.rewards import rewards
 from viot.spelling import method_spec, number_or_wish, setting, split_list, which_groups
 
 POINTS = ["--model", "gaussian", "--reward", "brightness", "--particles", "16", "--steps", "10"]
-
-
-def viot_(*argv):
-    return cli.main([str(a) for a in argv])
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import quiet
+from helpers import quiet, viot_
 from painter import Painter
 from PIL import Image
 
 import viot
-from viot import cli, prompts
+from viot import prompts
 from viot.models import models
 from viot.population import Population
 from viot.registry import Entry
@@ -19,10 +19,6 @@ from viot.rewards import rewards
 
 RED, GREEN = "a red disc", "a green disc, wide & <bold>"
 PAINT = ["--model", "painter", "--reward", "redness", "--particles", "16", "--steps", "6", "--lam", "40"]
-
-
-def viot_(*argv):
-    return cli.main([str(a) for a in argv])
 
 
 def record(folder):

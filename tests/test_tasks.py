@@ -6,19 +6,16 @@ import urllib.error
 import urllib.request
 
 import pytest
+from helpers import viot_
 from painter import Painter
 
-from viot import bench, cli, prompts
+from viot import bench, prompts
 from viot.methods import make, methods
 from viot.models import models
 from viot.registry import Entry
 from viot.rewards import rewards
 
 HERE = ["--model", "painter", "--reward", "brightness", "--steps", "4"]
-
-
-def viot_(*argv):
-    return cli.main([str(a) for a in argv])
 
 
 def config(folder):

@@ -167,6 +167,11 @@ def embedded(network: Module, file: Path) -> Module:
     return network.eval().requires_grad_(False)
 
 
+def moved_to(samples: Tensor, network: Module) -> Module:
+    """The network, on the device of the samples that it is to read."""
+    return network if next(network.parameters()).device == samples.device else network.to(samples.device)
+
+
 def _keep(state: dict[str, Tensor], copy: Path) -> None:
     """Write the safetensors copy under another name first, so that nobody ever reads half of it."""
     fresh = copy.with_suffix(f".{os.getpid()}.tmp")

@@ -52,6 +52,11 @@ class Grid:
     def __len__(self) -> int:
         return len(self.times)
 
+    @property
+    def signal(self) -> Tensor:
+        """(T+1,) share of signal in the variance of x_t, α² / (α² + σ²), where data has variance 1."""
+        return self.alphas**2 / (self.alphas**2 + self.sigmas**2)
+
     def coeffs(self, j: int, k: int | None = None) -> Coeffs:
         """The levels of the step from entry j to entry k (the next one if None)."""
         k = j + 1 if k is None else k

@@ -62,9 +62,7 @@ def make_row(bench: Bench, cell: Cell, desk: Desk) -> float:
             row["curves"] = curves
         row |= {name: getattr(population, name) // g for name in ("nfe", "reward_rows", "grad_rows", "decode_rows")}
         row["seconds"] = {name: population.seconds.get(name, 0.0) for name in CLOCKS} | {"reading": time.perf_counter() - end}
-        # Before the row: what has a row has its samples, and no others.
-        for old in bench.samples.glob(f"{Path(cell.file).stem}.*"):
-            old.unlink()
+        # Before the row: what has a row has its samples.
         if (kept := Kept.of(population, against, bench.reading.features, desk.model.device)) is not None:
             kept.write(bench.samples / Path(cell.file).stem)
     write_text(bench.rows / cell.file, json.dumps({**row, "config": config}, indent=1, ensure_ascii=False))

@@ -113,9 +113,7 @@ def _network(network: Any, reads: Callable[[Any, Tensor], Tensor]) -> Extractor:
 
     @torch.no_grad()
     def of(samples: Tensor) -> Tensor:
-        if next(network.parameters()).device != samples.device:
-            network.to(samples.device)
-        return reads(network, samples)
+        return reads(hub.moved_to(samples, network), samples)
 
     return of
 

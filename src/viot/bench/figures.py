@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..report.compare import AWAY
 from ..report.svg import Line, chart
 from ..report.words import count, setting
 from .columns import Column, over_seeds
@@ -70,8 +71,7 @@ def figure(rows: list[Row]) -> tuple[str, str]:
     asked = config["reward"] if len({row["config"]["reward"] for row in rows}) == 1 else "Reward"
     drawn = chart(f"{asked} against {name}", note, lines, x_label=quality[2].format(model=model), y_label="reward", whole=False)
     if moved := curves(rows, lambda row: row["metrics"].get("mmd base"), reward):
-        note = "Up is what was asked for, right is away from the plain model. Of two that are as high, the left one kept more of it."
-        drawn += chart(f"{asked} against how far it went", note, moved, x_label="MMD to the plain model", y_label="reward", whole=False)
+        drawn += chart(f"{asked} against how far it went", AWAY, moved, x_label="MMD to the plain model", y_label="reward", whole=False)
     return f"Reward against {quality[1]}", drawn
 
 

@@ -88,10 +88,13 @@ class Kept:
         told = json.dumps({k: v for k, v in told.items() if v or k == "kind"}, ensure_ascii=False)
         tensors = {**self.pictures, **{k: v for k in ("points", "weights", "target") if (v := getattr(self, k)) is not None}}
         place.parent.mkdir(parents=True, exist_ok=True)
+        as_tensors, as_text = place.with_name(f"{place.name}.safetensors"), place.with_name(f"{place.name}.json")
         if tensors:
-            write_tensors(place.with_name(f"{place.name}.safetensors"), tensors, {"told": told})
+            write_tensors(as_tensors, tensors, {"told": told})
         else:
-            write_text(place.with_name(f"{place.name}.json"), told)
+            write_text(as_text, told)
+        # What an earlier run kept there in the other form is not of this one.
+        (as_text if tensors else as_tensors).unlink(missing_ok=True)
 
     @classmethod
     def read(cls, place: Path) -> Kept | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import typing
 from typing import Any
 
 from ..registry import unknown
@@ -42,4 +43,16 @@ def make(method: str | Any, **settings: Any) -> Any:
     for name in settings:
         if name not in known:
             raise unknown(f"setting of {method}", name, known)
+    for name in _numbers(kind):
+        if isinstance(settings.get(name), str):
+            raise TypeError(f"{name} of {method} is a number, not {settings[name]!r}")
     return kind(**settings)
+
+
+def _numbers(kind: Any) -> set[str]:
+    """The settings that are numbers by their annotations, where those can be read."""
+    try:
+        hints = typing.get_type_hints(kind)
+    except NameError:
+        return set()
+    return {name for name, hint in hints.items() if not set(typing.get_args(hint) or [hint]) - {bool, int, float, type(None)}}

@@ -67,8 +67,7 @@ class Auto(Guided):
 
     def signal(self, problem: Problem, step: int) -> Tensor:
         """(G,) s of a step."""
-        alpha, sigma = (float(v[step]) for v in (problem.grid.alphas, problem.grid.sigmas))
-        return torch.full((problem.G,), alpha**2 / (alpha**2 + sigma**2), dtype=torch.float64)
+        return problem.grid.signal[step].expand(problem.G)
 
     def strength(self, problem: Problem, state: State) -> Tensor:
         """The belief of the last scoring step, or of the signal alone if that is more by now."""

@@ -94,8 +94,7 @@ class FVD(SMC):
         if callable(self.split):
             share = [float(a) for a in self.split(problem.grid, steps)]
         elif self.split == "snr":
-            signal, noise = problem.grid.alphas[steps] ** 2, problem.grid.sigmas[steps] ** 2
-            share = (signal / (signal + noise)).tolist()
+            share = problem.grid.signal[steps].tolist()
         else:
             share = [1.0] * len(steps)
         if len(share) != len(steps) or any(not a >= 0 for a in share) or (steps and not sum(share) > 0):

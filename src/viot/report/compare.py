@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from ..population import Population
 
 DOTS, SHOWN = 400, 12
+#: Beneath a figure of reward against distance to the plain model.
+AWAY = "Up is what was asked for, right is away from the plain model. Of two that are as high, the left one kept more of it."
 
 
 def judge_of(reward: str) -> Callable[[Population], float] | None:
@@ -165,9 +167,8 @@ def _gone(task: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     for key, label in (("mmd_base", "MMD to the plain model"), ("nll", "NLL under the plain model, nats per text")):
         known = [r for r in rows if r[key] is not None and r["mean_reward"] is not None]
         if len(known) > 1:
-            note = "Up is what was asked for, right is away from the plain model. Of two that are as high, the left one kept more of it."
             lines = [Line(r["method"], [r[key]], [r["mean_reward"]]) for r in known]
-            drawn += chart(f"{task['reward']} against {label.partition(',')[0]}", note, lines, x_label=label, y_label="reward", whole=False)
+            drawn += chart(f"{task['reward']} against {label.partition(',')[0]}", AWAY, lines, x_label=label, y_label="reward", whole=False)
     return drawn
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from torch import Tensor, nn
 
-from ..hub import dtype_of
+from ..hub import dtype_of, moved_to
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,7 @@ class FrozenNetwork:
     def prepared(self, samples: Any) -> tuple[Tensor, int]:
         """What the network reads of these samples, (n·F, 3, size, size), and F; the network is moved beside them."""
         videos = as_videos(samples, self.name)
-        if next(self.network.parameters()).device != videos.device:
-            self.network.to(videos.device)
+        moved_to(videos, self.network)
         images = videos.flatten(0, 1).to(torch.promote_types(videos.dtype, torch.float32))
         return self.preprocess(images.expand(-1, 3, -1, -1)).to(self.dtype), videos.shape[1]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...hub import embedded
+from ...hub import embedded, moved_to
 from ...reward import Scores
 from . import nets
 from .grammar import Reading, parse
@@ -68,18 +68,13 @@ class CaptionsJudge:
             parse(prompt)
 
     def __call__(self, samples: Tensor, prompts: Sequence[str]) -> Tensor:
-        net = judge()
-        if next(net.parameters()).device != samples.device:
-            net = net.to(samples.device)
-        return shown(net, _pictures(samples), prompts).double()
+        return shown(moved_to(samples, judge()), _pictures(samples), prompts).double()
 
 
 def score(net: nets.Reader, samples: Tensor, captions: Sequence[str]) -> Scores:
     """The reward by a given reader: samples (n, 3, 48, 48) in [0, 1] and n captions."""
     _pictures(samples)
-    if next(net.parameters()).device != samples.device:
-        net = net.to(samples.device)
-    read = net(samples)
+    read = moved_to(samples, net)(samples)
     rows = [_parts({name: value[i] for name, value in read.items()}, caption) for i, caption in enumerate(captions)]
     return Scores(torch.stack([total for total, _ in rows]), {k: torch.stack([parts[k] for _, parts in rows]) for k in PARTS})
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from torch import Tensor, nn
 
-from ...hub import embedded, state_dict
+from ...hub import embedded, moved_to, state_dict
 from ...registry import unknown
 from ..images import as_pictures
 from .nets import SIDE, Classifier, Judge, ResNet20
@@ -73,6 +73,4 @@ class Cifar:
                 f"the reward {self.name} reads colour pictures (n, 3, {self.side}, {self.side}), or a multiple of that, not "
                 f"{tuple(samples.shape)}; use it with the model 'cifar16' or 'google/ddpm-cifar10-32'"
             )
-        if next(self.network.parameters()).device != samples.device:
-            self.network.to(samples.device)
-        return F.log_softmax(self.network(samples), -1)[:, self.wanted].amax(-1)
+        return F.log_softmax(moved_to(samples, self.network)(samples), -1)[:, self.wanted].amax(-1)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...hub import embedded
+from ...hub import embedded, moved_to
 from ..images import as_pictures
 from .nets import Classifier, Judge
 
@@ -42,7 +42,4 @@ class Digits:
     def __call__(self, samples: Tensor) -> Tensor:
         if as_pictures(samples, self.name).ndim != 4 or tuple(samples.shape[1:]) != (1, 28, 28):
             raise ValueError(f"the digit rewards read images (n, 1, 28, 28), not {tuple(samples.shape)}; use them with the model 'digits'")
-        net = classifier()
-        if next(net.parameters()).device != samples.device:
-            net = net.to(samples.device)
-        return torch.log_softmax(net(samples), -1)[:, self.wanted].amax(-1)
+        return torch.log_softmax(moved_to(samples, classifier())(samples), -1)[:, self.wanted].amax(-1)
