@@ -515,6 +515,17 @@ def _alive(session):
     return found
 
 
+def test_the_mmd_in_the_plane_is_to_the_whole_measure():
+    draws = torch.randn(3 * reference.POINTS, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weights, x = draws[:, 0].exp() / draws[:, 0].exp().sum(), draws[:50] / 2
+    for d in (1, 2, 3):
+        told, whole = (
+            reference.Law(draws[:, :d], weights, 0.0, 0.7).mmd(x[:, :d]),
+            mmd(x[:, :d], draws[:, :d], None, weights, bandwidth=0.7),
+        )
+        assert (told == pytest.approx(whole, rel=1e-9)) == (d < 3), "in three dimensions it is to draws of it"
+
+
 # -- what must not be told ------------------------------------------------------------------------------------------------------------
 
 

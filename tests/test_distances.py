@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from viot.metrics.distances import kernel_mean, median_distance, mmd, moments, sliced_wasserstein, unit_directions
+from viot.metrics.spectrum import Spectrum
 
 GEN = torch.Generator().manual_seed(7)
 X = torch.randn(60, 3, generator=GEN, dtype=torch.float64)
@@ -111,6 +112,27 @@ def test_kernel_mean_is_the_double_sum_however_it_is_cut():
     assert kernel_mean(X, Y, W, V, bandwidth=0.8) == pytest.approx(float(direct), rel=1e-10)
     many = X.repeat(60, 1)
     assert kernel_mean(many, many, bandwidth=0.8) == pytest.approx(kernel_mean(X, X, bandwidth=0.8), rel=1e-10)
+
+
+@pytest.mark.parametrize("far", [0.0, 5.0, 40.0, 300.0], ids="beyond by {} bandwidths".format)
+@pytest.mark.parametrize("bandwidth", [0.2, 1.7])
+@pytest.mark.parametrize("d", [1, 2])
+def test_the_distance_of_characteristic_functions_is_that_of_all_pairs(d, bandwidth, far):
+    x, y = X[:, :d] + 30, Y[:, :d] + 30
+    # Some points on both sides of the reference, as far beyond it as the grid still resolves, and farther.
+    x = torch.cat([x, y.amin(0) - far * bandwidth - X[:3, :d].abs(), y.amax(0) + far * bandwidth + X[:3, :d].abs()])
+    weights = torch.cat([W, torch.ones(6)])
+    assert Spectrum(y, V, bandwidth).mmd(x, weights) == pytest.approx(mmd(x, y, weights, V, bandwidth=bandwidth), rel=1e-9)
+    assert Spectrum(y, None, bandwidth).mmd(x) == pytest.approx(mmd(x, y, bandwidth=bandwidth), rel=1e-9)
+
+
+def test_a_spectrum_of_many_points_and_of_three_dimensions(monkeypatch):
+    whole = Spectrum(Y[:, :2], V, 1.0)
+    assert whole.mmd(Y[:, :2], V) == 0
+    monkeypatch.setattr("viot.metrics.spectrum.SOME", 7)
+    assert Spectrum(Y[:, :2], V, 1.0).mmd(X[:, :2], W) == pytest.approx(whole.mmd(X[:, :2], W), rel=1e-12)
+    with pytest.raises(ValueError, match="one or two dimensions, not 3"):
+        Spectrum(Y, V, 1.0)
 
 
 def test_wasserstein_of_a_translation():

@@ -240,11 +240,11 @@ def _group(
     x: Tensor, w: Tensor, sound: Tensor, against: Against | None, pictures: bool, stream: torch.Generator
 ) -> dict[str, float | None]:
     """Numbers of one group: points (K, d), their weights (K,), and which are samples at all."""
-    h = None if against is None else against.base.bandwidth
-    kernel = (
-        cosine(x.nan_to_num()) if pictures or h is None else torch.exp(-torch.cdist(x.nan_to_num(), x.nan_to_num()).square() / (2 * h * h))
-    )
-    found: dict[str, float | None] = {"vendi": vendi(kernel, w) if len(x) <= SPECTRUM else None, "euclidean": pairwise_distance(x, w)}
+    found: dict[str, float | None] = {"vendi": None, "euclidean": pairwise_distance(x, w)}
+    if len(x) <= SPECTRUM:
+        h = None if against is None else against.base.bandwidth
+        points = x.nan_to_num()
+        found["vendi"] = vendi(cosine(points) if pictures or h is None else (torch.cdist(points, points).square() / (-2 * h * h)).exp(), w)
     if pictures:
         found["cosine"] = pairwise_distance(x, w, "cosine")
     if against is None:

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from ..checkpoint import differences
 from ..metrics.distances import as_measure, kernel_mean, median_distance, mode_mass, precision, reach, sliced_wasserstein, unit_directions
+from ..metrics.spectrum import Spectrum
 from ..model import Model
 from ..models.gaussian import MixtureLaw
 from ..particles import write_tensors
@@ -50,8 +51,8 @@ READ = 64
 class Law:
     """A discrete measure that answers are held against: points (n, d) of the features, weights (n,), and log Z of its tilt.
 
-    Distances are taken from the measure itself, or where it has more than `POINTS` points from so many equally weighted draws of it, made by
-    equal steps through the cumulative weights.
+    The MMD is taken from the measure itself in one or two dimensions. In more, and for other distances, where it has more than `POINTS` points,
+    from so many equally weighted draws of it, made by equal steps through the cumulative weights.
     """
 
     points: Tensor
@@ -95,6 +96,10 @@ class Law:
         return (self.points, self.weights) if len(self.points) <= POINTS else (self.drawn, None)
 
     @cached_property
+    def _spectrum(self) -> Spectrum:
+        return Spectrum(self.points, self.weights, self.bandwidth)
+
+    @cached_property
     def _own(self) -> float:
         points, weights = self._measure
         return kernel_mean(points, points, weights, weights, bandwidth=self.bandwidth)
@@ -105,6 +110,8 @@ class Law:
 
     def mmd(self, x: Tensor, weights: Tensor | None = None) -> float:
         """See `viot.metrics.mmd`; what does not depend on x is computed once."""
+        if self.points.shape[1] <= 2:
+            return self._spectrum.mmd(x, weights)
         own = kernel_mean(x, x, weights, weights, bandwidth=self.bandwidth)
         points, mass = self._measure
         return max(0.0, own + self._own - 2 * kernel_mean(x, points, weights, mass, bandwidth=self.bandwidth)) ** 0.5
