@@ -435,6 +435,13 @@ def test_time_goes_with_the_rows(tmp_path, monkeypatch):
     assert forecast.at_once(10**6) == os.cpu_count()
 
 
+def test_what_a_row_does_beside_the_model_does_not_grow_with_its_particles():
+    # Network calls that take half as long again do so in every row.
+    assert forecast.after(1.5, 3.0, [2.0, 20.0]) == pytest.approx(33.0)
+    # A row thought to take .05 s took 1.2: .1 for a slow machine, and 1.1 that the row of 4096 particles spends as well.
+    assert forecast.after(24.0, 1.2, [0.05, 10.0]) == pytest.approx((0.1 + 1.1) + (20.0 + 1.1))
+
+
 def test_nothing_to_do_measures_nothing(tmp_path, monkeypatch):
     assert viot_(*DOTS, "--reference", "0", "--out", tmp_path / "a") == 0
     monkeypatch.setattr(forecast, "measure", lambda run: pytest.fail("a step for nothing"))

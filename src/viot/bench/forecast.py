@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,8 @@ from .reference import scorer
 #: Steps are made of more and more rows, up to a run's own, until one takes so many seconds: of a single row, of which more is the call than the
 #: row, or of several.
 ENOUGH, GROWTH = (1.0, 0.2), 8
+#: How many times slower than thought a row's network calls can be, among other work.
+SLOWED = 2.0
 
 
 def spending(cell: Cell, model: Any) -> tuple[Rows, int]:
@@ -44,6 +47,15 @@ def seconds(todo: list[Cell], spent: dict[str, tuple[Rows, int]], model: Any, jo
     finally:
         torch.set_num_threads(threads)
     return {file: replace(found, rows=rows, extra={}, finished=finished).seconds["total"] for file, (rows, finished) in spent.items()}
+
+
+def after(rate: float, took: float, left: Iterable[float]) -> float:
+    """Seconds of rows that were thought to take so long each, once one took `took`, `rate` times what was thought of it. Up to `SLOWED` that is a
+    slower machine, and a share of every row; beyond it is what every row does beside the model, however few particles it has.
+    """
+    slower = min(rate, SLOWED)
+    beside = took * (1 - slower / rate)
+    return sum(slower * thought + beside for thought in left)
 
 
 def _measured(cell: Cell, model: Any) -> Estimate:

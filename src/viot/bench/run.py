@@ -58,15 +58,15 @@ def run(args: argparse.Namespace) -> int:
     made = spread(args, todo, jobs) if jobs > 1 else _in_turn(bench, todo, desk)
     bar = tqdm(total=len(todo), disable=None, desc=bench.name)
     try:
-        rates = []
+        known: list[tuple[float, float]] = []
         for file, took in made:
             bar.set_postfix_str(file.removesuffix(".json"), refresh=True)
             bar.update()
             if thought := left.pop(file, 0.0):
-                rates.append(took / thought)
+                known.append((took / thought, took))
             # The very first row also makes what the others share.
-            if len(rates) == 2 and thought and left:
-                complain(f"after two rows: the others take about {duration(min(rates) * sum(left.values()) / at_once)}")
+            if len(known) == 2 and thought and left:
+                complain(f"after two rows: the others take about {duration(forecast.after(*min(known), left.values()) / at_once)}")
     finally:
         made.close()
         bar.close()
