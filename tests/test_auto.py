@@ -139,7 +139,7 @@ def test_dead_and_constant_rewards():
 
 @pytest.mark.parametrize("wrong", [{"power": -1.0}, {"prior": -0.1}, {"power": float("nan")}])
 def test_settings_that_mean_nothing(wrong):
-    with pytest.raises(ValueError, match="power and prior"):
+    with pytest.raises(ValueError, match=r"power \(or None\) and prior"):
         Auto(**wrong)
 
 
@@ -171,6 +171,19 @@ def test_belief_by_hand():
     # Whoever descends from a particle descends from its guess.
     children = torch.tensor([[3, 3, 0, 1], [2, 2, 2, 0]])
     assert torch.equal(weighed[children].extra["guessed"], rewards.gather(1, children))
+
+
+def test_the_more_the_guesses_ask_for_the_less_is_left_for_later():
+    problem, _ = world(4, Auto())
+    # At λ = .7: nothing is asked for, all that four particles can carry, and half of it, log 2 of log 4.
+    rewards = torch.tensor([[1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 900.0, 0.0], [0.0, 900.0, 900.0, 0.0]], dtype=torch.float64)
+    assert torch.allclose(Auto().caution(problem, rewards), torch.tensor([2.0, 1.0, 1.5], dtype=torch.float64))
+    assert torch.equal(Auto().caution(problem, rewards[:, :1]), torch.full((3,), 2.0, dtype=torch.float64))
+    assert Auto(power=0.5).caution(problem, rewards) == 0.5
+    problem, state = world(4, Auto())
+    weighed = Auto().weigh(problem, state.but(rewards=rewards[[0, 2]]))
+    s = float(problem.grid.signal[4])
+    assert torch.allclose(weighed.group["belief"], torch.tensor([s**2, s**1.5], dtype=torch.float64))
 
 
 def test_gradients_are_followed_as_far_as_guesses_are_believed():

@@ -34,14 +34,19 @@ class Auto(Guided):
     How far is seen in the run itself, at no cost. Had the guesses of the scoring step before told those of this one, their correlation c over the
     particles of the group would be 1:
 
-        ρ_t = (K c²(r̂_{t−1}, r̂_t) + prior · s_t) / (K + prior),        s_t = α_t² / (α_t² + σ_t²),        b_t = ρ_t^power
+        ρ_t = (K c²(r̂_{t−1}, r̂_t) + prior · s_t) / (K + prior),        s_t = α_t² / (α_t² + σ_t²),        b_t = ρ_t^power_t
 
     with c² adjusted for K, and 0 where c < 0. The share of signal s_t stands in for it at the first scoring step, and is worth `prior` particles later.
     The potentials telescope to exp(λ r(x_0)) whatever b_t was: nothing is believed in the end but the finished sample, and the mean of the weights is
     unbiased for Z at every K. Selection is by Srinivasan sampling, and only where the ESS of the weights is below half of K.
 
-    power     1: b_t = c². 2 is more careful, and better by a fifth where modes part late and particles are many; it pays where plain draws never
-              meet the wish, since nats that are not applied early must be applied late. 0 is FK steering by differences
+    What is not applied early has to be applied late, by weights that K particles must carry, at most log K nats of them. So b_t is the more careful
+    the less the guesses ask for:
+
+        power_t = 2 − KL_t / log K,        KL_t = KL(exp(λ r̂_t) over the particles ‖ even)
+
+    power     a fixed one instead: 2 keeps more lineages, and is better where modes part late and particles are many; 1 and ½ are better where plain
+              draws never meet the wish. 0 is FK steering by differences
     prior     how many particles the share of signal is worth
     guidance  1 also moves the proposals by b_t λ ∇r̂, which the weights make up for: for rewards whose gradient can be believed, at the price of a
               backward pass per step. `power=0` is then the twisted diffusion sampler. mean, clip: see `viot.methods.guided`
@@ -52,14 +57,14 @@ class Auto(Guided):
     schedule: Schedule = EVERY_FIFTH
     resampling: str = "ssp"
     ess_threshold: float | None = 0.5
-    power: float = 1.0
+    power: float | None = None
     prior: float = 10.0
     guidance: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.power < math.inf or not 0 <= self.prior < math.inf:
-            raise ValueError(f"power and prior must be ≥ 0 and finite, not {self.power} and {self.prior}")
+        if (self.power is not None and not 0 <= self.power < math.inf) or not 0 <= self.prior < math.inf:
+            raise ValueError(f"power (or None) and prior must be ≥ 0 and finite, not {self.power} and {self.prior}")
 
     @property
     def deterministic(self) -> bool:
@@ -69,9 +74,15 @@ class Auto(Guided):
         """(G,) s of a step."""
         return problem.grid.signal[step].expand(problem.G)
 
+    def caution(self, problem: Problem, rewards: Tensor) -> float | Tensor:
+        """(G,) the power of a step whose guesses are `rewards` (G, K)."""
+        if self.power is not None:
+            return self.power
+        return 2 - weights.kl_from_uniform(weights.tilt(rewards, problem.lam)) / math.log(max(2, rewards.shape[1]))
+
     def strength(self, problem: Problem, state: State) -> Tensor:
         """The belief of the last scoring step, or of the signal alone if that is more by now."""
-        now = self.signal(problem, state.step) ** self.power
+        now = self.signal(problem, state.step) ** self.caution(problem, state.rewards)
         return problem.lam * torch.maximum(state.group.get("belief", now), now)
 
     def weigh(self, problem: Problem, state: State) -> State:
@@ -79,7 +90,7 @@ class Auto(Guided):
         if (before := state.extra.get(BEFORE)) is not None:
             k = state.log_w.shape[1]
             told = (k * agreement(before, state.rewards) + self.prior * told) / (k + self.prior)
-        belief = told**self.power
+        belief = told ** self.caution(problem, state.rewards)
         state = self.reach(state, weights.tilt(state.rewards, problem.lam * belief[:, None]))
         return state.with_extra(**{BEFORE: state.rewards}).with_group(belief=belief)
 

@@ -18,7 +18,7 @@ def published(schedule: tuple[float, ...]) -> dict[str, tuple[float, dict[str, A
         "base": {"eta": 1.0},
         "best-of-n": {"eta": 1.0, "n": None},
         "importance": {"eta": 1.0},
-        "auto": {"eta": 1.0, "schedule": EVERY_FIFTH, "resampling": "ssp", "ess_threshold": 0.5, "power": 1.0, "prior": 10.0},
+        "auto": {"eta": 1.0, "schedule": EVERY_FIFTH, "resampling": "ssp", "ess_threshold": 0.5, "power": None, "prior": 10.0},
         "fkd": {"eta": 1.0, "potential": "diff", "schedule": schedule, "resampling": "multinomial", "ess_threshold": 0.5},
         "vasr": {"eta": 1.0, "schedule": EVERY_FIFTH, "resampling": "systematic", "order": "score"},
         "fvd": {"eta_base": 0.0, "eta_rebirth": 1.0, "schedule": EVERY_FIFTH, "cap": 0.5},

@@ -17,7 +17,7 @@ def _text(lam: float) -> dict[str, tuple[float, dict[str, Any]]]:
     found: dict[str, dict[str, Any]] = {
         "base": {},
         "best-of-n": {"n": 4},
-        "auto": {"schedule": EVERY_FIFTH, "resampling": "ssp", "ess_threshold": 0.5, "power": 1.0, "prior": 10.0},
+        "auto": {"schedule": EVERY_FIFTH, "resampling": "ssp", "ess_threshold": 0.5, "power": None, "prior": 10.0},
         "fkd": {**fkd, "ess_threshold": None},
         "vasr": {"schedule": EVERY_FIFTH, "resampling": "systematic", "order": "score"},
         "fvd": {"schedule": EVERY_FIFTH, "cap": 0.5},
