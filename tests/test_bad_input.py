@@ -42,8 +42,10 @@ def test_unknown_names_are_answered_with_the_nearest():
 
 
 def test_settings_go_with_a_name():
-    with pytest.raises(TypeError, match=r"ess_threshold of fkd is a number, not 'half'"):
+    with pytest.raises(TypeError, match=r"ess_threshold of fkd is a number or None, not 'half'"):
         make("fkd", ess_threshold="half")
+    with pytest.raises(TypeError, match=r"prior of auto is a number, not None"):
+        make("auto", prior=None)
     assert make("vasr", temperature=2.0) == VASR(temperature=2.0)
     with pytest.raises(TypeError, match="settings go with a method's name"):
         make(VASR(), temperature=2.0)

@@ -88,7 +88,7 @@ def test_every_group_is_held_against_draws_of_its_own_prompt(tmp_path, runs):
 
 def test_a_target_that_rests_on_few_draws_is_not_told(tmp_path):
     assert viot_(*DISCS, "--lam", "3000", "--out", tmp_path / "a") == 0
-    found = rows(tmp_path / "a")["vasr.24.0.json"]["metrics"]
+    found = rows(tmp_path / "a")["vasr.24.0.lam3000.json"]["metrics"]
     assert not {"mmd", "swd", "frechet", "log z error", "precision"} & set(found)
     assert found["mmd base"] > 0
     # Of three prompts one may be known: then it alone is told, of every method.

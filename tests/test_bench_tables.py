@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -576,3 +578,131 @@ def test_samples_of_another_form_are_replaced(tmp_path):
     Kept("points", [0], points=torch.zeros(1, 2), weights=torch.ones(1)).write(place)
     assert Kept.read(place).kind == "points"
     assert Kept.read(place.with_name(place.name + ".5")).texts == {"best": ["old"]}
+
+
+# -- what people type ------------------------------------------------------------------------------------------------------------------
+
+FEW = ["bench", "mixture", "--methods", "base", "--nfe", "200", "--seeds", "1", "--groups", "1", "--reference", "64"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--steps", "0"], "--steps and --groups take whole numbers ≥ 1, not 0"),
+        (["--groups", "0"], "--steps and --groups take whole numbers ≥ 1, not 0"),
+        (["--lam", "nan"], "different finite numbers"),
+        (["--lam", "1,inf"], "different finite numbers"),
+        (["--reference", "1"], "number of base draws ≥ 2"),
+        (["--features", "none"], "leave one of them out"),
+        (["--methods", "vasr(temperature=1,temperature=2)"], "gives a setting twice"),
+        (["--methods", "auto(prior=None)"], "prior of auto is a number, not None"),
+    ],
+)
+def test_what_is_wrong_for_every_row_makes_none(tmp_path, capsys, flags, said):
+    assert viot_(*FEW, *flags, "--out", tmp_path / "a") == 2
+    assert said in capsys.readouterr().err
+    assert not list((tmp_path / "a").rglob("*.json"))
+
+
+def test_nobody_judges_beside_nobody(tmp_path):
+    assert viot_(*FEW, "--judge", "none", "--judge", "quadratic", "--out", tmp_path) == 0
+    assert rows(tmp_path)["base.200.0"]["config"]["reading"]["judges"] == ["quadratic"]
+
+
+def test_a_device_that_is_not_there(tmp_path, capsys):
+    flags = ["bench", "mnist", "--methods", "base", "--nfe", "4", "--steps", "2", "--seeds", "1", "--groups", "1", "--reference", "0"]
+    assert viot_(*flags, "--device", "bogus", "--out", tmp_path) == 2
+    assert "there is no device 'bogus' here" in capsys.readouterr().err
+
+
+def test_two_tasks_do_not_share_a_folder(tmp_path, capsys):
+    flags = ["--methods", "base", "--nfe", "4", "--steps", "2", "--seeds", "1", "--groups", "1", "--reference", "0", "--out", tmp_path]
+    assert viot_("bench", "mnist", "--reward", "digit:7", *flags) == 0
+    assert viot_("bench", "mnist-even-odd", *flags) == 2
+    assert "is of the task mnist, not of mnist-even-odd" in capsys.readouterr().err
+
+
+def test_strengths_may_come_one_by_one(tmp_path):
+    """And each has a table, since each has a target, even where no method is in two of them."""
+    for lam in ("2", "1,2", "1", "3"):
+        assert viot_(*FEW, "--lam", lam, "--out", tmp_path) == 0
+    assert sorted(rows(tmp_path)) == [f"base.200.0.lam{lam}" for lam in (1, 2, 3)]
+    assert viot_(*FEW, "--out", tmp_path) == 0
+    assert len(rows(tmp_path)) == 3, "λ = 1 is the task's own, and is there"
+    two = tmp_path / "two"
+    assert viot_(*FEW, "--lam", "1", "--out", two) == 0
+    assert viot_(*FEW[:3], "importance", *FEW[4:], "--lam", "2", "--out", two) == 0
+    heads = [line for line in (two / "table.md").read_text(encoding="utf-8").splitlines() if line.startswith("## ")]
+    assert heads == [f"## 200 network rows per group, λ = {lam}" for lam in (1, 2)]
+
+
+def test_points_in_features_of_ones_own(tmp_path, monkeypatch):
+    (tmp_path / "myfeatures.py").write_text("import torch\n\ndef three(x):\n    return torch.cat([x.flatten(1), x.flatten(1)[:, :1]], 1)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    out = tmp_path / "a"
+    assert viot_(*FEW, "--features", "myfeatures:three", "--out", out) == 0
+    place = out / "samples" / "base.200.0"
+    assert Kept.read(place).target is None
+    # What earlier versions kept beside the points is not drawn.
+    Kept("points", [0], points=torch.zeros(4, 2), weights=torch.ones(4), target=torch.zeros(5, 3)).write(place)
+    assert viot_("bench", "report", out) == 0
+    assert viot_(*FEW, "--out", tmp_path / "b") == 0
+    assert Kept.read(tmp_path / "b" / "samples" / "base.200.0").target.shape[1] == 2
+
+
+def test_another_model_has_other_modes(tmp_path):
+    assert viot_(*FEW, "--model", "checkerboard", "--features", "points", "--out", tmp_path) == 0
+    row = rows(tmp_path)["base.200.0"]
+    assert "mmd" in row["metrics"]
+    assert "modes" not in row["metrics"]
+    assert row["config"]["reading"]["bandwidth"] is None
+
+
+def test_points_far_apart_are_compared_in_pairs():
+    points = torch.randn(300, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    points[0] *= 1e6
+    weights = torch.full((300,), 1 / 300, dtype=torch.float64)
+    law = reference.Law(points, weights, 0.0, 0.7)
+    assert law._spectrum is None
+    assert law.mmd(points[:50]) == pytest.approx(mmd(points[:50], points, bandwidth=0.7))
+    with pytest.raises(ValueError, match="bandwidth of a kernel must be finite and > 0, not 0"):
+        reference.Law(torch.zeros(6, 1), torch.ones(6) / 6, 0.0, 0.0).mmd(torch.zeros(2, 1))
+
+
+def test_broken_files_are_told_by_name(tmp_path, capsys):
+    assert viot_(*FEW, "--out", tmp_path) == 0
+    base = tmp_path / "reference" / "000.safetensors"
+    whole = base.read_bytes()
+    base.write_bytes(whole[:100])
+    assert viot_(*FEW, "--seeds", "2", "--out", tmp_path) == 2
+    assert "000.safetensors holds no base draws" in capsys.readouterr().err
+    base.write_bytes(whole)
+    row = (tmp_path / "rows" / "base.200.0.json").read_text(encoding="utf-8")
+    for content in (b"\xff\xfe", b"{}", json.dumps({**json.loads(row), "config": {}}).encode()):
+        (tmp_path / "rows" / "x.json").write_bytes(content)
+        assert viot_("bench", "report", tmp_path) == 2
+        assert "x.json is not the row of a bench" in capsys.readouterr().err
+    (tmp_path / "rows" / "x.json").unlink()
+    (tmp_path / "rows" / "y.json").mkdir()
+    assert viot_("bench", "report", tmp_path) == 2
+    assert "y.json is not the row of a bench" in capsys.readouterr().err
+
+
+def test_one_base_draw_is_no_comparison(tmp_path, capsys):
+    flags = ["compare", "--model", "mixture", "--reward", "modes", "--methods", "vasr,fkd", "--particles", "4", "--steps", "20"]
+    assert viot_(*flags, "--reference", "1", "--out", tmp_path / "a") == 2
+    assert "base draws per group ≥ 2" in capsys.readouterr().err
+
+
+def test_costs_are_those_of_the_task():
+    """As `viot list tasks` says them: groups, rewards and network rows of all budgets."""
+    told = 0
+    for name, entry in bench.tasks.entries.items():
+        if found := re.match(r"((?:\d+ × )*\d+) network rows per seed", getattr(entry, "cost", None) or ""):
+            preset = entry.make()
+            if preset.prompts is None and preset.groups is not None:
+                told += 1
+                assert math.prod(map(int, found[1].split(" × "))) == preset.groups * sum(preset.nfe) * max(1, len(preset.rewards or ())), (
+                    name
+                )
+    assert told > 10

@@ -53,7 +53,10 @@ def method_spec(text: str) -> tuple[str, dict[str, Any]]:
     if not rest.endswith(")"):
         raise ValueError(f"{text!r} lacks a closing bracket; write a method with settings as fkd(potential=max)")
     inside = rest[:-1].strip()
-    return name.strip(), dict(setting(piece) for piece in split_list(inside)) if inside else {}
+    found = [setting(piece) for piece in split_list(inside)] if inside else []
+    if len(dict(found)) < len(found):
+        raise ValueError(f"{text!r} gives a setting twice")
+    return name.strip(), dict(found)
 
 
 def number_or_wish(text: str) -> float | Strength:

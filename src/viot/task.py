@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from . import prompts
 from .bench import tasks
 from .calibrate import Strength
@@ -150,6 +152,11 @@ class Task:
                 raise ValueError(f"the model {self.model} runs on the CPU only; leave --device {device} out")
             if settings:
                 raise self._refusal(next(iter(settings)))
+        if device is not None:
+            try:
+                torch.empty(0, device=device)
+            except (AssertionError, RuntimeError) as error:
+                raise ValueError(f"there is no device {device!r} here: {str(error).splitlines()[0]}") from error
         try:
             model = load(self.model, **settings)
         except TypeError as error:

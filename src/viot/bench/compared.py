@@ -33,8 +33,8 @@ def reading(task: Task, judges: list[str] | None, features: str | None, referenc
     features   in which answers are compared with base draws; "none" = in none
     reference  base draws for each group, 0 = no comparison with the model at all
     """
-    if reference is not None and reference < 0:
-        raise ValueError(f"--reference takes a number of base draws per group, or 0 for none, not {reference}")
+    if reference is not None and reference < 2 and reference != 0:
+        raise ValueError(f"--reference takes a number of base draws per group ≥ 2, or 0 for none, not {reference}")
     # What is not of this package may have to be downloaded: that is for people to ask for.
     known = _known(task) if task.model in models else None
     names = list(known.judges) if judges is None and known is not None else [name for name in judges or [] if name != "none"]

@@ -55,7 +55,7 @@ def after(rate: float, took: float, left: Iterable[float]) -> float:
     """
     slower = min(rate, SLOWED)
     beside = took * (1 - slower / rate)
-    return sum(slower * thought + beside for thought in left)
+    return sum(slower * thought + beside for thought in left if thought)
 
 
 def _measured(cell: Cell, model: Any) -> Estimate:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -78,8 +79,11 @@ class Bench:
         lams = None if args.lam is None else strengths(args.lam)
         if base.groups is None and known.groups is not None and not base.prompts:
             base = replace(base, groups=known.groups)
-        if args.reference is not None and args.reference < 0:
-            raise ValueError(f"--reference takes a number of base draws, or 0 for none, not {args.reference}")
+        # What would be wrong for every row is no method's failure.
+        if base.steps < 1 or base.groups == 0:
+            raise ValueError(f"--steps and --groups take whole numbers ≥ 1, not {base.steps if base.steps < 1 else base.groups}")
+        if args.reference is not None and args.reference < 2 and args.reference != 0:
+            raise ValueError(f"--reference takes a number of base draws ≥ 2, or 0 for none, not {args.reference}")
         written = split_list(args.methods) if args.methods else list(known.line_up or known.methods)
         if again := {text for text in written if written.count(text) > 1}:
             raise ValueError(f"--methods names {again.pop()!r} twice")
@@ -97,8 +101,7 @@ class Bench:
                 replace(
                     task, budget=nfe, particles=max(1, nfe // task.steps), seed=seed, reward=reward, lam=task.lam if lam is None else lam
                 ),
-                (f".{safe(reward)}" if known.rewards else "")
-                + (f".lam{exactly(lam)}" if lam is not None and lams and len(lams) > 1 else ""),
+                (f".{safe(reward)}" if known.rewards else "") + ("" if lam is None else f".lam{exactly(lam)}"),
             )
             for nfe in budgets
             for seed in which
@@ -107,7 +110,7 @@ class Bench:
             for text, task in by.items()
         ]
         fits = base.model == known.model or known.portable
-        asked = [] if args.judge == ["none"] else args.judge or (known.judges if fits else ())
+        asked = [name for name in args.judge if name != "none"] if args.judge else known.judges if fits else ()
         # A judge that steers is none.
         judges = [name for name in asked if name not in rewards]
         trace = known.trace
@@ -118,10 +121,13 @@ class Bench:
         kind = known.features if args.features is None and fits else None if args.features == "none" else args.features
         if kind is not None:
             n = known.reference or REFERENCE if args.reference is None else args.reference
-            h = known.bandwidth if kind == known.features else None
-            reading = replace(reading, features=kind, reference=n, bandwidth=h or standard_bandwidth(kind), radius=known.radius)
+            # Of the task's own model and features; another model has other modes.
+            h, radius = (known.bandwidth if kind == known.features else None, known.radius) if fits else (None, None)
+            reading = replace(reading, features=kind, reference=n, bandwidth=h or standard_bandwidth(kind), radius=radius)
             reading = replace(reading, untilted=known.untilted or None)
-        elif args.reference is not None:
+        elif args.reference and args.features == "none":
+            raise ValueError("--features none is for no distances, and --reference for those to so many base draws: leave one of them out")
+        elif args.reference:
             raise ValueError(f"{args.task} with the model {base.model} has no features in which answers could be compared with a reference")
         folder = Path(args.out) if args.out else Path("runs") / f"bench-{args.task}"
         own = (*ITS_OWN, "reward") if known.rewards else ITS_OWN
@@ -156,8 +162,10 @@ class Bench:
         made: set[str] = set()
         for name, row in stored.items():
             theirs = row["config"]
-            # The same run has another file where it was one of several strengths.
-            same = known.get(name) or keys.get((row["method"], row["budget"], row["seed"], theirs.get("reward"), theirs.get("lam")))
+            if row["task"] != self.name:
+                raise ValueError(f"{self.rows / name} is of the task {row['task']}, not of {self.name}; give another --out")
+            # The same run has another file where its strength was asked for by number.
+            same = keys.get((row["method"], row["budget"], row["seed"], theirs.get("reward"), theirs.get("lam"))) or known.get(name)
             ours = self.config(same or self.cells[0], model)
             if same is not None:
                 made.add(same.file)
@@ -214,8 +222,8 @@ def strengths(text: str) -> tuple[float, ...]:
     wish = next((piece for piece, lam in zip(pieces, found, strict=True) if isinstance(lam, Strength)), None)
     if wish is not None:
         raise ValueError(f"a bench has one λ for all budgets and seeds, not --lam {wish}: `viot sample --lam {wish}` solves for one")
-    if len(set(found)) < len(found):
-        raise ValueError(f"--lam takes different numbers between commas, for example 0.5,1,2, not {text!r}")
+    if len(set(found)) < len(found) or not all(math.isfinite(lam) for lam in found if not isinstance(lam, Strength)):
+        raise ValueError(f"--lam takes different finite numbers between commas, for example 0.5,1,2, not {text!r}")
     return tuple(lam for lam in found if not isinstance(lam, Strength))
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -35,6 +35,8 @@ from .features import read
 
 #: Points that a law keeps for distances, and directions of the sliced one: they are measured for every group of every row.
 POINTS, DIRECTIONS = 2000, 32
+#: Bandwidths that the points of a line or a plane may be apart for the MMD to be taken by frequencies.
+WIDE = 100
 #: Neighbours of precision and recall.
 NEIGHBOURS = 3
 #: Base draws in a file of the folder, and their seed: no row of a bench has it.
@@ -51,7 +53,7 @@ READ = 64
 class Law:
     """A discrete measure that answers are held against: points (n, d) of the features, weights (n,), and log Z of its tilt.
 
-    The MMD is taken from the measure itself in one or two dimensions. In more, and for other distances, where it has more than `POINTS` points,
+    The MMD is taken from the measure itself in one or two dimensions. In more (or over more than `WIDE` bandwidths), and for other distances, where it has more than `POINTS` points,
     from so many equally weighted draws of it, made by equal steps through the cumulative weights.
     """
 
@@ -96,8 +98,10 @@ class Law:
         return (self.points, self.weights) if len(self.points) <= POINTS else (self.drawn, None)
 
     @cached_property
-    def _spectrum(self) -> Spectrum:
-        return Spectrum(self.points, self.weights, self.bandwidth)
+    def _spectrum(self) -> Spectrum | None:
+        """Of one or two dimensions, unless the points are so far apart that its grid would be dearer than pairs."""
+        near = self.points.shape[1] <= 2 and bool((self.points.amax(0) - self.points.amin(0) <= WIDE * self.bandwidth).all())
+        return Spectrum(self.points, self.weights, self.bandwidth) if near else None
 
     @cached_property
     def _own(self) -> float:
@@ -110,7 +114,7 @@ class Law:
 
     def mmd(self, x: Tensor, weights: Tensor | None = None) -> float:
         """See `viot.metrics.mmd`; what does not depend on x is computed once."""
-        if self.points.shape[1] <= 2:
+        if self._spectrum is not None:
             return self._spectrum.mmd(x, weights)
         own = kernel_mean(x, x, weights, weights, bandwidth=self.bandwidth)
         points, mass = self._measure
@@ -341,7 +345,7 @@ def draw(folder: Path, task: Task, model: Model, n: int, config: dict[str, Any])
 
 
 def _read(path: Path, config: dict[str, Any], check_only: bool = False) -> Tensor:
-    with safe_open(str(path), "pt") as file:
+    with _opened(path) as file:
         there = json.loads((file.metadata() or {}).get("config", "{}"))
         if differ := list(differences(config, there)):
             raise ValueError(
@@ -349,3 +353,10 @@ def _read(path: Path, config: dict[str, Any], check_only: bool = False) -> Tenso
                 f"them drawn anew."
             )
         return torch.empty(0) if check_only else file.get_tensor("samples")
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(str(path), "pt")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} holds no base draws ({error}); remove it to have them drawn anew") from error

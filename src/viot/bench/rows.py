@@ -18,9 +18,10 @@ def read(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         try:
             row = json.loads(path.read_text(encoding="utf-8"))
             lacking = {"config", "viot", "task", "method", "budget", "seed"} - set(row)
+            lacking = lacking or {"model", "lam", "reward", "reading"} - set(row["config"])
             if lacking:
                 raise KeyError(min(lacking))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not the row of a bench ({type(error).__name__}: {error}); remove it") from error
         yield path, row
 
@@ -35,11 +36,13 @@ def budgets(rows: list[Row]) -> list[int]:
 
 
 def sweep(rows: list[Row]) -> list[float]:
-    """The strengths, where methods were run at several; else nothing: published ones may differ between methods."""
+    """The strengths, where methods were run at several or each has a target of its own; else nothing: published ones may differ between methods."""
     by: dict[str, set[float]] = {}
     for row in rows:
         by.setdefault(row["method"], set()).add(row["config"]["lam"])
-    return sorted(set().union(*by.values())) if any(len(lams) > 1 for lams in by.values()) else []
+    every = sorted(set().union(*by.values()))
+    targets = any((read := row["config"]["reading"]).get("features") and read.get("reference") and not read.get("untilted") for row in rows)
+    return every if len(every) > 1 and (targets or any(len(lams) > 1 for lams in by.values())) else []
 
 
 def rewards_of(rows: list[Row]) -> str:

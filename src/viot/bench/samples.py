@@ -54,7 +54,7 @@ class Kept:
         """What is worth keeping of an answer; None of states that nobody can look at. `kind` names the features of the reference, read on the device."""
         modality, n = population.modality, min(GROUPS, population.shape[0])
         if modality == "tensor":
-            return cls._plotted(population, against) if population.samples[0, 0].numel() == 2 else None
+            return cls._plotted(population, against if kind == "points" else None) if population.samples[0, 0].numel() == 2 else None
         found = cls("texts" if modality == "text" else "pictures", population.indices[:n], population.prompts[:n])
         for name, chosen in (("best", population.best(1)), ("drawn", population.draw(1))):
             found.rewards[name] = [_finite(reward) for reward in chosen.rewards[:n, 0].tolist()]
@@ -115,6 +115,9 @@ class Kept:
     @classmethod
     def _told(cls, told: dict[str, Any], tensors: dict[str, Tensor]) -> Kept:
         pictures = {name: tensors.pop(name) for name in WHICH if name in tensors}
+        if (target := tensors.get("target")) is not None and target.shape[1:] != (2,):
+            # In features that are not the plane's.
+            del tensors["target"]
         return cls(**{"groups": [], **told, **tensors, "pictures": pictures})
 
 

@@ -43,16 +43,18 @@ def make(method: str | Any, **settings: Any) -> Any:
     for name in settings:
         if name not in known:
             raise unknown(f"setting of {method}", name, known)
-    for name in _numbers(kind):
-        if isinstance(settings.get(name), str):
-            raise TypeError(f"{name} of {method} is a number, not {settings[name]!r}")
+    for name, or_none in _numbers(kind).items():
+        value = settings.get(name, 0)
+        if isinstance(value, str) or (value is None and not or_none):
+            raise TypeError(f"{name} of {method} is a number{' or None' if or_none else ''}, not {value!r}")
     return kind(**settings)
 
 
-def _numbers(kind: Any) -> set[str]:
-    """The settings that are numbers by their annotations, where those can be read."""
+def _numbers(kind: Any) -> dict[str, bool]:
+    """The settings that are numbers by their annotations, where those can be read, and whether each may be None."""
     try:
         hints = typing.get_type_hints(kind)
     except NameError:
-        return set()
-    return {name for name, hint in hints.items() if not set(typing.get_args(hint) or [hint]) - {bool, int, float, type(None)}}
+        return {}
+    kinds = {name: set(typing.get_args(hint) or [hint]) for name, hint in hints.items()}
+    return {name: type(None) in each for name, each in kinds.items() if not each - {bool, int, float, type(None)}}

@@ -11,8 +11,8 @@ from .distances import as_measure, kernel_mean
 
 #: Where a Gaussian density, and a Gaussian kernel, count as 0: exp(−8.5² / 2) is 2·10⁻¹⁶.
 ZERO = 8.5
-#: Points at a time.
-SOME = 2**15
+#: Entries at a time, points × frequencies.
+SOME = 2**22
 
 
 class Spectrum:
@@ -30,6 +30,8 @@ class Spectrum:
         points, weights = as_measure(points, weights)
         if points.shape[1] > 2:
             raise ValueError(f"a spectrum is of one or two dimensions, not {points.shape[1]}: its grid grows with their power")
+        if not 0 < bandwidth < math.inf:
+            raise ValueError(f"the bandwidth of a kernel must be finite and > 0, not {bandwidth}")
         low, high = points.amin(0), points.amax(0)
         self.bandwidth, self.centre, self.half = bandwidth, (low + high) / 2, (high - low) / 2 + ZERO * bandwidth
         # Two points of x may be `ZERO` beyond the reference on either side; the period of the grid is longer by another.
@@ -56,7 +58,8 @@ class Spectrum:
     def _characteristic(self, x: Tensor, w: Tensor) -> Tensor:
         """φ at the grid, (F,) or (F, F)."""
         found = torch.zeros_like(self._density, dtype=torch.complex128)
-        for part, mass in zip(((x - self.centre) / self.bandwidth).split(SOME), w.split(SOME), strict=True):
+        rows = max(1, SOME // len(self.frequencies))
+        for part, mass in zip(((x - self.centre) / self.bandwidth).split(rows), w.split(rows), strict=True):
             first, *second = (torch.polar(torch.ones(1, 1, dtype=torch.float64), at[:, None] * self.frequencies) for at in part.T)
             weighted = first * mass[:, None]
             found += weighted.T @ second[0] if second else weighted.sum(0)

@@ -88,7 +88,7 @@ def _temperature_digits() -> Preset:
 @tasks.add(
     "ordering",
     "the order in which resampling meets the particles: variance of the resampled mean",
-    cost="4 × 36000 network rows per seed and method, most of them for the probe",
+    cost="4 × 4000 network rows per seed and method, and seventy times as many for the probe",
 )
 def _ordering() -> Preset:
     line_up = tuple(f"vasr(resampling={scheme},order={order})" for scheme in ("systematic", "ssp") for order in ("score", "ratio", "none"))
@@ -102,7 +102,7 @@ def _ordering() -> Preset:
 @tasks.add(
     "allocation",
     "to whom the masses go: by weight, by weight and reward, standardised, all to the best",
-    cost="4 × 36000 network rows per seed and method, most of them for the probe",
+    cost="4 × 4000 network rows per seed and method, and seventy times as many for the probe",
 )
 def _allocation() -> Preset:
     note = "Continuation variance with what rollouts say of every particle, over that of VASR's masses: below 0 is better than VASR."
@@ -122,7 +122,7 @@ def _allocation() -> Preset:
 @tasks.add(
     "spread",
     "how far the final rewards of one particle scatter, and whether that depends on its rank",
-    cost="4 × 36000 network rows per seed, most of them for the probe",
+    cost="4 × 4000 network rows per seed, and seventy times as many for the probe",
 )
 def _spread() -> Preset:
     note = "Of the rewards of finished samples, by stochastic rollouts of every particle at each scoring step."
@@ -159,7 +159,7 @@ _STILL = {**_METHODS, "base": (_LAM, {"eta": 0.0}), "importance": (_LAM, {"eta":
 @tasks.add(
     "fvd-theory",
     "FVD as it is used against its theory: rebirth, cap and controller, from few particles to many",
-    cost="2 × 270000 network rows per seed and setting",
+    cost="4 × 272800 network rows per seed and setting",
 )
 def _fvd_theory() -> Preset:
     line_up = (

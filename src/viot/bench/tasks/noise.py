@@ -27,11 +27,11 @@ def _noisy(reward: str, **task: object) -> Preset:
     )  # fmt: skip
 
 
-@tasks.add("noise", "a reward that errs: who can be trusted with it, on the mixture", cost="6 × 8 × 28000 network rows per seed")
+@tasks.add("noise", "a reward that errs: who can be trusted with it, on the mixture", cost="6 × 8 × 4000 network rows per seed and method")
 def _mixture() -> Preset:
     return _noisy("modes", model="mixture", particles=40, steps=100, nfe=(4000,), groups=8)
 
 
-@tasks.add("noise-digits", "the same on handwritten digits", cost="6 × 4 × 7000 network rows per seed")
+@tasks.add("noise-digits", "the same on handwritten digits", cost="6 × 4 × 1000 network rows per seed and method")
 def _digits() -> Preset:
     return _noisy("digit:7", model="digits", particles=20, steps=50, nfe=(1000,), groups=4)

@@ -40,7 +40,7 @@ LINE_UP = (
 _PAPERS = ("arXiv 2406.07524", "arXiv 2501.06848", "arXiv 2506.20701", "arXiv 2509.23146")
 
 
-@tasks.add("text", "first names with many an a: masked diffusion, letter by letter", cost="4 × 640 network rows per seed and method")
+@tasks.add("text", "first names with many an a: masked diffusion, letter by letter", cost="4 × 960 network rows per seed and method")
 def _names() -> Preset:
     return Preset(
         model="names", reward="count:a", prompts=None, papers=_PAPERS, particles=64, steps=16, lam=1.0, methods=_text(1.0),
@@ -51,7 +51,7 @@ def _names() -> Preset:
 @tasks.add(
     "text-reviews",
     "sentences of film reviews that praise: masked diffusion of word pieces",
-    cost="4 × 1280 network rows per seed and method",
+    cost="4 × 1920 network rows per seed and method",
 )
 def _reviews() -> Preset:
     return Preset(
