@@ -305,8 +305,6 @@ def test_curves_against_a_setting():
     assert analysis.lines(made, Figure("", "nothing", "temperature")) == []
     lines = {line.label: line for line in analysis.lines(made, Figure("", "mmd", "particles"))}
     assert list(lines["vasr(temperature=9)"].x) == [4]
-    assert list(analysis._scaled(lines["vasr(temperature=9)"], "x").x) == [2]
-    assert list(analysis._scaled(lines["vasr(temperature=9)"], "y").y) == [pytest.approx(math.log10(9))]
 
 
 def test_curves_over_the_steps_and_tables_of_a_family():

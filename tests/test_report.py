@@ -18,7 +18,7 @@ from viot import lineage, weights
 from viot.model import Grid, Prediction
 from viot.population import Population
 from viot.report import contact_sheet, notebook, page, save_report, to_pil, verdict
-from viot.report.svg import ticks
+from viot.report.svg import Line, chart, log_ticks, ticks
 from viot.report.tree import layout, tree
 from viot.report.verdict import lam_for_ess, standard_error, strength_advice
 from viot.report.words import count, duration, fixed, number, obstacle, percent, places
@@ -486,3 +486,20 @@ def test_a_collapse_behind_equal_weights_is_doubted():
     assert "outweighed all others" in verdict(collapsed).headline
     # Few lineages alone are a reason for care, not for doubt.
     assert verdict(replace(collapsed, trace=population.trace)).level == "caution"
+
+
+def test_logarithmic_axes_have_round_numbers_at_their_marks():
+    assert log_ticks(10.0, 160.0) == [10, 20, 50, 100]
+    assert log_ticks(0.009, 12.0) == pytest.approx([0.01, 0.1, 1, 10])
+    assert len(log_ticks(1e-30, 1e30)) <= 6
+    assert log_ticks(2.1, 2.2) == [2.1]
+    lines = [Line("a", [1000.0, 4000.0, 16000.0, 0.0], [0.4, 0.2, 0.1, 0.05]), Line("b", [1000.0, 1e6], [0.3, 0.0])]
+    drawn = chart("t", "n", lines, log="xy")
+    assert re.findall(r'class="tick"[^>]*>([^<]*)<', drawn) == ["0.1", "0.2", "1\u202f000", "2\u202f000", "5\u202f000", "10\u202f000"]
+    # Halving is the same step down wherever it happens; what has no logarithm is left out, and numbers are told as they are.
+    points = re.findall(r'<polyline class="line s1" points="([^"]*)"', drawn)[-1]
+    x, y = zip(*[map(float, point.split(",")) for point in points.split()], strict=True)
+    assert x[1] - x[0] == pytest.approx(x[2] - x[1], abs=0.2)
+    assert y[1] - y[0] == pytest.approx(y[2] - y[1], abs=0.2)
+    assert "a: 0.200 at 4000" in drawn
+    assert chart("t", "n", [Line("a", [0.0], [1.0])], log="x") == ""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
 
 from ..report.svg import Line, chart
 from ..report.words import setting
@@ -46,11 +44,9 @@ def drawings(rows: list[Row]) -> list[str]:
     """The figures of the rows' task, those for which there are numbers."""
     found = []
     for figure in figures(rows):
-        shown = [_scaled(line, figure.log) for line in lines(rows, figure)]
-        x_label, y_label = ("log₂ of " if "x" in figure.log else "") + (figure.x_label or figure.x), figure.y_label
-        y_label = f"log₁₀ of {y_label}" if "y" in figure.log else y_label
-        if shown:
-            found.append(chart(figure.title, figure.note, shown, x_label=x_label, y_label=y_label, whole=figure.x == "step"))
+        if shown := lines(rows, figure):
+            x_label, whole = figure.x_label or figure.x, figure.x == "step"
+            found.append(chart(figure.title, figure.note, shown, x_label=x_label, y_label=figure.y_label, whole=whole, log=figure.log))
     return found
 
 
@@ -115,13 +111,6 @@ def _label(row: Row, x: str, rows: list[Row]) -> str:
     kept = {key: value for key, value in settings.items() if key != x}
     label = row["method"] if kept == settings else name + (f"({', '.join(f'{k}={v}' for k, v in kept.items())})" if kept else "")
     return f"{label}, λ = {setting(row['config']['lam'])}" if x != "lam" and sweep(rows) else label
-
-
-def _scaled(line: Line, log: str) -> Line:
-    def taken(values: Iterable[float], of: Any, on: bool) -> list[float]:
-        return [of(v) if on and v > 0 else math.nan if on else v for v in values]
-
-    return Line(line.label, taken(line.x, math.log2, "x" in log), taken(line.y, math.log10, "y" in log))
 
 
 # -- tables ---------------------------------------------------------------------------------------------------------------------------

@@ -88,6 +88,8 @@ def costs(rows: list[Row]) -> list[tuple[str, str]]:
     if key == "nll":
         key, label, aim = "reward", "reward, weighted mean", "higher is what was asked for"
     found = []
+    # Budgets are multiples of each other; so are distances, once they fall by as much.
+    wide = "" if max(budgets(rows)) < 8 * min(budgets(rows)) else "xy" if key in ("mmd", "frechet") else "x"
     for lam in sweep(rows) or [None]:
         mine = [row for row in rows if lam is None or row["config"]["lam"] == lam]
         at = "" if lam is None else f", λ = {setting(lam)}"
@@ -100,5 +102,5 @@ def costs(rows: list[Row]) -> list[tuple[str, str]]:
             note = f"{label[0].upper()}{label[1:]}{at}: {aim}. Means over seeds."
             short = label.split(",")[0]
             name = f"{short[0].upper()}{short[1:]} over {title}{at}"
-            found.append((name, chart(name, note, lines, x_label=x_label, whole=False)))
+            found.append((name, chart(name, note, lines, x_label=x_label, whole=False, log=wide)))
     return found

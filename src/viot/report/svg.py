@@ -39,38 +39,57 @@ def ticks(low: float, high: float, about: int = 5, whole: bool = False) -> list[
     return [i * step for i in range(first, last + 1)]
 
 
-class Scale:
-    """Data to pixels along one axis."""
+def log_ticks(low: float, high: float, about: int = 6) -> list[float]:
+    """Round numbers in [low, high], both > 0: 1, 2 and 5 times powers of ten, or powers alone where those are too many."""
+    for factors in ((1, 2, 5), (1, 3), (1,)):
+        marks = [f * 10.0**k for k in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1) for f in factors]
+        marks = [m for m in marks if low * (1 - 1e-9) <= m <= high * (1 + 1e-9)]
+        if len(marks) <= about:
+            break
+    return marks[:: math.ceil(len(marks) / about)] if marks else [low]
 
-    def __init__(self, low: float, high: float, start: float, end: float) -> None:
-        self.low, self.start = low, start
-        self.rate = (end - start) / (high - low) if high > low else 0.0
+
+class Scale:
+    """Data to pixels along one axis, which may be logarithmic."""
+
+    def __init__(self, low: float, high: float, start: float, end: float, log: bool = False) -> None:
+        self.of = math.log10 if log else float
+        self.low, self.start = self.of(low), start
+        self.rate = (end - start) / (self.of(high) - self.low) if high > low else 0.0
 
     def __call__(self, value: float) -> float:
-        return self.start + (value - self.low) * self.rate
+        return self.start + (self.of(value) - self.low) * self.rate
 
 
 def chart(
     title: str, note: str, lines: list[Line], *, x_label: str = "step", y_label: str = "",
-    floor: float | None = None, ceiling: float | None = None, x_range: tuple[float, float] | None = None, whole: bool = True,
+    floor: float | None = None, ceiling: float | None = None, x_range: tuple[float, float] | None = None, whole: bool = True, log: str = "",
 ) -> str:  # fmt: skip
-    """A line chart with its title, a sentence on what it shows, and a legend where it has several lines. `whole`: x counts something."""
+    """A line chart with its title, a sentence on what it shows, and a legend where it has several lines. `whole`: x counts something.
+
+    `log` names the axes that are logarithmic, "x", "y" or "xy": what is not > 0 there is left out.
+    """
+    lines = [_positive(line, log) for line in lines] if log else lines
     values = [v for line in lines for v in (*line.y, *(line.low or ()), *(line.high or ())) if math.isfinite(v)]
     if not values:
         return ""
     low, high = (min(values) if floor is None else floor), (max(values) if ceiling is None else max(ceiling, *values))
     if high - low < 1e-9 * max(1.0, abs(high)):
         low, high = (low - 0.5 * max(abs(low), 1e-6), high + 0.5 * max(abs(high), 1e-6)) if floor is None else (low, low + 1)
-    marks = ticks(low, high, 5)
+    marks = log_ticks(low, high) if "y" in log else ticks(low, high, 5)
     low, high = min(marks[0], low), max(marks[-1], high) if ceiling is None else high
     marks = [m for m in marks if low - 1e-9 <= m <= high + 1e-9 * max(1, abs(high))]
     if ceiling is not None and high - marks[-1] > 1e-9:
         # The most there can be is worth a mark of its own.
         marks = [*(m for m in marks if high - m > 0.09 * (high - low)), high]
-    xs = [v for line in lines for v in line.x]
+    xs = [v for line in lines for v, u in zip(line.x, line.y, strict=True) if math.isfinite(v + u)]
+    if not xs:
+        return ""
     x0, x1 = x_range or (min(xs), max(xs))
-    x, y = Scale(x0, x1, LEFT, WIDTH - RIGHT), Scale(low, high, HEIGHT - BOTTOM, TOP)
-    parts = [_axes(x, y, ticks(x0, x1, 6, whole=whole), marks, (x0, x1), x_label, y_label)]
+    x = Scale(x0, x1, LEFT, WIDTH - RIGHT, "x" in log)
+    y = Scale(low, high, HEIGHT - BOTTOM, TOP, "y" in log)
+    x_marks = log_ticks(x0, x1) if "x" in log else ticks(x0, x1, 6, whole=whole)
+    parts = [_axes(x, y, _told(x_marks, "x" in log), _told(marks, "y" in log), (x0, x1), x_label, y_label)]
     for i, line in enumerate(lines):
         if line.low is not None and line.high is not None:
             parts.append(_band(line, x, y, i))
@@ -87,16 +106,39 @@ def figure(title: str, note: str, legend: str, drawing: str, width: float, heigh
     )
 
 
-def _axes(x: Scale, y: Scale, x_marks: list[float], y_marks: list[float], x_range: tuple[float, float], x_label: str, y_label: str) -> str:
+def _positive(line: Line, log: str) -> Line:
+    """NaN in place of what has no logarithm along the named axes, and of what such a point says on the other."""
+    there = [("x" not in log or a > 0) and ("y" not in log or b > 0) for a, b in zip(line.x, line.y, strict=True)]
+    low, high = (band and [v if "y" not in log or v > 0 else math.nan for v in band] for band in (line.low, line.high))
+    x, y = ([v if on else math.nan for v, on in zip(values, there, strict=True)] for values in (line.x, line.y))
+    return Line(line.label, x, y, low, high)
+
+
+def _told(marks: list[float], log: bool = False) -> list[tuple[float, str]]:
+    """The marks with what stands at them."""
+    if not log:
+        return [(mark, _tick(mark, marks)) for mark in marks]
+    return [(mark, f"{float(f'{mark:.1g}'):,g}".replace(",", "\u202f") if 1e-4 <= mark < 1e6 else number(mark, 1)) for mark in marks]
+
+
+def _axes(
+    x: Scale,
+    y: Scale,
+    x_marks: list[tuple[float, str]],
+    y_marks: list[tuple[float, str]],
+    x_range: tuple[float, float],
+    x_label: str,
+    y_label: str,
+) -> str:
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
     out = []
-    for mark in y_marks:
+    for mark, told in y_marks:
         out.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y(mark):.1f}" y2="{y(mark):.1f}"/>')
-        out.append(f'<text class="tick" x="{LEFT - 7}" y="{y(mark) + 3.5:.1f}" text-anchor="end">{_tick(mark, y_marks)}</text>')
-    for mark in x_marks:
+        out.append(f'<text class="tick" x="{LEFT - 7}" y="{y(mark) + 3.5:.1f}" text-anchor="end">{told}</text>')
+    for mark, told in x_marks:
         if x_range[0] - 1e-9 <= mark <= x_range[1] + 1e-9:
             out.append(f'<line class="axis" x1="{x(mark):.1f}" x2="{x(mark):.1f}" y1="{bottom}" y2="{bottom + 4}"/>')
-            out.append(f'<text class="tick" x="{x(mark):.1f}" y="{bottom + 16}" text-anchor="middle">{_tick(mark, x_marks)}</text>')
+            out.append(f'<text class="tick" x="{x(mark):.1f}" y="{bottom + 16}" text-anchor="middle">{told}</text>')
     out.append(f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
     out.append(f'<text class="label" x="{right}" y="{HEIGHT - 6}" text-anchor="end">{escape(x_label)} →</text>')
     if y_label:
@@ -246,7 +288,7 @@ def histogram(title: str, note: str, values: list[float], shares: list[float], x
         plain[i] += 1 / len(pairs)
     top = ticks(0, max(*heavy, *plain), 4)
     x, y = Scale(low, high, LEFT, WIDTH - RIGHT), Scale(0, top[-1], HEIGHT - BOTTOM, TOP)
-    out = [_axes(x, y, marks, top, (low, high), x_label, "share of the mass")]
+    out = [_axes(x, y, _told(marks), _told(top), (low, high), x_label, "share of the mass")]
     width = (WIDTH - RIGHT - LEFT) / bins
     for i, share in enumerate(heavy):
         if share:
