@@ -53,8 +53,9 @@ READ = 64
 class Law:
     """A discrete measure that answers are held against: points (n, d) of the features, weights (n,), and log Z of its tilt.
 
-    The MMD is taken from the measure itself in one or two dimensions. In more (or over more than `WIDE` bandwidths), and for other distances, where it has more than `POINTS` points,
-    from so many equally weighted draws of it, made by equal steps through the cumulative weights.
+    The MMD is taken from the measure itself in one or two dimensions, unless it lies over more than `WIDE` bandwidths. Else, and for other
+    distances, where it has more than `POINTS` points, so many equally weighted draws of it stand for it, made by equal steps through the
+    cumulative weights.
     """
 
     points: Tensor

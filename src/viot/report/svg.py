@@ -82,7 +82,7 @@ def chart(
     if ceiling is not None and high - marks[-1] > 1e-9:
         # The most there can be is worth a mark of its own.
         marks = [*(m for m in marks if high - m > 0.09 * (high - low)), high]
-    xs = [v for line in lines for v, u in zip(line.x, line.y, strict=True) if math.isfinite(v + u)]
+    xs = [v for line in lines for v in line.x if math.isfinite(v)]
     if not xs:
         return ""
     x0, x1 = x_range or (min(xs), max(xs))
