@@ -22,18 +22,11 @@ from viot.rewards.cifar import CLASSES, classifier, judge
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "recipes"))
-from figures import paste
+from figures import paste, read
 
 from cifar10 import load_cifar10
 
 FIGURES = ROOT / "docs/figures"
-
-
-@torch.no_grad()
-def read(images):
-    """The judge's class probabilities (n, 10) and features (n, 128)."""
-    pairs = [(judge()(chunk).softmax(1), judge().features(chunk)) for chunk in images.split(500)]
-    return torch.cat([p for p, _ in pairs]), torch.cat([f for _, f in pairs])
 
 
 def sheet(images, columns, scale=4):
@@ -47,10 +40,10 @@ def sheet(images, columns, scale=4):
 def quality(model, data, n, steps):
     """Unsteered: what an independent reader makes of the draws, the shares of the classes, and the distance to the test images."""
     images = viot.sample(model, "brightness", Base(), particles=n, steps=steps, lam=0.0, batch_size=64, seed=2024).samples[0]
-    p, features = read(images)
+    p, features = read(judge(), images)
     test, labels = load_cifar10(data, "test", size=16)
-    p_real, real = read(test)
-    _, train = read(load_cifar10(data, size=16)[0][:n])
+    p_real, real = read(judge(), test)
+    _, train = read(judge(), load_cifar10(data, size=16)[0][:n])
     with torch.no_grad():
         steering = torch.cat([classifier()(part).argmax(1) for part in test.split(500)])
     sheet(images[:64], 16).save(FIGURES / "cifar16.png")

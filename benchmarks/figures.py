@@ -32,9 +32,9 @@ FIGURES = ROOT / "docs/figures"
 
 
 @torch.no_grad()
-def read(images):
-    """The judge's class probabilities (n, 10) and features (n, 96)."""
-    pairs = [(judge()(chunk).softmax(1), judge().features(chunk)) for chunk in images.split(500)]
+def read(judge, images):
+    """A judge's class probabilities (n, 10) and features (n, d)."""
+    pairs = [(judge(chunk).softmax(1), judge.features(chunk)) for chunk in images.split(500)]
     return torch.cat([p for p, _ in pairs]), torch.cat([f for _, f in pairs])
 
 
@@ -49,10 +49,10 @@ def quality(model, data, n, steps):
     """How good the embedded model is, unsteered: an independent reader's confidence, class balance, distance to MNIST."""
     population = viot.sample(model, "brightness", Base(), particles=n, steps=steps, lam=0.0, batch_size=64, seed=2024)
     images = population.samples[0]
-    p, features = read(images)
+    p, features = read(judge(), images)
     test, labels = load_mnist(data, "test")
-    p_real, real = read(test)
-    train = read(load_mnist(data, "train")[0][: len(test)])[1]
+    p_real, real = read(judge(), test)
+    train = read(judge(), load_mnist(data, "train")[0][: len(test)])[1]
     share = torch.bincount(p.argmax(1), minlength=10).double() / n
     found = {
         "samples": n,
@@ -76,7 +76,7 @@ def hero(model, seed=0, shown=16):
             warnings.simplefilter("ignore", viot.SteeringWarning)
             p = viot.sample(model, "digit:7", method, particles=64, steps=40, seed=seed)
         drawn = p.draw(64, seed=1).samples[0]
-        sevens = (read(drawn)[0].argmax(1) == 7).float().mean().item()
+        sevens = (read(judge(), drawn)[0].argmax(1) == 7).float().mean().item()
         rows.append((label, drawn[:shown], f"{100 * sevens:.0f} % sevens", f"{int(p.surviving_lineages[0])} of 64 lineages"))
     width, height, cell = 1000, 62 * len(rows) + 40, 44
     out = [

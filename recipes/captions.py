@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mnist import load_mnist
-from training import train
+from training import halved, train
 from viot.rewards.captions import nets
 from viot.rewards.captions.grammar import COLOURS, PLURALS, SIDE, SINGLE, STACKED, STROKES, WORDS, Thing
 
@@ -276,7 +276,7 @@ def export(out: Path) -> None:
     for kind in ("reader", "judge"):
         if (out / f"{kind}.done.pt").exists():
             saved = torch.load(out / f"{kind}.done.pt", weights_only=True)
-            weights = {k: v.half() if v.is_floating_point() else v for k, v in saved["net"].items()}
+            weights = halved(saved["net"])
             save_file(weights, READERS / f"{kind}.safetensors", metadata={k: f"{v:.4f}" for k, v in saved["accuracy"].items()})
     for file in (*PACKAGE.rglob("*.safetensors"), *READERS.glob("*.safetensors")):
         file.chmod(0o644)  # not for their owner alone

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from cifar10 import load_cifar10
-from training import train
+from training import halved, train
 from viot.rewards.cifar.nets import Classifier, Judge
 
 ROOT = Path(__file__).parents[1] / "src/viot"
@@ -157,7 +157,7 @@ def export(args: argparse.Namespace) -> None:
     for kind, net in ("classifier", Classifier()), ("judge", Judge()):
         if (args.out / f"{kind}.pt").exists():
             net.load_state_dict(torch.load(args.out / f"{kind}.pt", weights_only=True)["ema"])
-            weights = {k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()}
+            weights = halved(net.state_dict())
             accuracy = accuracy_of(net.half().float(), args.data)
             save_file(weights, READERS / f"{kind}.safetensors", metadata={"cifar10_16x16_test_accuracy": f"{accuracy:.4f}"})
 

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from mnist import load_mnist
-from training import train
+from training import halved, train
 from viot.rewards.digits.nets import Classifier, Judge
 
 ROOT = Path(__file__).parents[1] / "src/viot"
@@ -123,7 +123,7 @@ def export(out: Path) -> None:
     for kind in ("classifier", "judge"):
         if (out / f"{kind}.pt").exists():
             saved = torch.load(out / f"{kind}.pt", weights_only=True)
-            weights = {k: v.half() if v.is_floating_point() else v for k, v in saved["net"].items()}
+            weights = halved(saved["net"])
             save_file(weights, READERS / f"{kind}.safetensors", metadata={"mnist_test_accuracy": f"{saved['accuracy']:.4f}"})
 
 

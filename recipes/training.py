@@ -12,6 +12,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 
+def halved(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A network's weights for a file, in half precision; counts stay what they are."""
+    return {key: value.half() if value.is_floating_point() else value for key, value in weights.items()}
+
+
 def train(
     name: str, checkpoint: Path, net: torch.nn.Module, loss_of: Callable[[int], Tensor], minutes: float, lr: float, ema_rate: float
 ) -> dict[str, Tensor]:

@@ -566,8 +566,7 @@ def test_strengths_that_differ_have_files_that_differ():
 
 def test_strengths_do_not_take_each_other_s_samples(tmp_path):
     """`lam1` begins the name of `lam1.5` too."""
-    few = ["--nfe", "200", "--seeds", "1", "--groups", "1", "--reference", "64"]
-    assert viot_("bench", "mixture", "--methods", "base", *few, "--lam", "1.5,1", "--out", tmp_path) == 0
+    assert viot_(*FEW, "--lam", "1.5,1", "--out", tmp_path) == 0
     assert {path.stem for path in (tmp_path / "samples").iterdir()} == set(rows(tmp_path))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..metrics.distances import as_measure, kernel_mean, median_distance
+from ..metrics.distances import as_measure, kernel_mean
 from ..model import Model
 from ..models import models
 from ..population import Population
@@ -17,7 +17,7 @@ from ..task import Task
 from .features import read, summary
 from .measure import Reading
 from .preset import Preset
-from .reference import SEED, Against, AgainstPrompts, Law, conditions
+from .reference import SEED, Against, AgainstPrompts, Law, check_draws, common_bandwidth, conditions
 from .tasks import tasks
 
 #: Base draws of a group's model: as many as a run has particles, but so many at least, and no more than that.
@@ -33,8 +33,7 @@ def reading(task: Task, judges: list[str] | None, features: str | None, referenc
     features   in which answers are compared with base draws; "none" = in none
     reference  base draws for each group, 0 = no comparison with the model at all
     """
-    if reference is not None and reference < 2 and reference != 0:
-        raise ValueError(f"--reference takes a number of base draws per group ≥ 2, or 0 for none, not {reference}")
+    check_draws(reference, each=" per group")
     # What is not of this package may have to be downloaded: that is for people to ask for.
     known = _known(task) if task.model in models else None
     names = list(known.judges) if judges is None and known is not None else [name for name in judges or [] if name != "none"]
@@ -140,7 +139,7 @@ def _points(kind: str, base: Population, model: Model) -> Tensor:
 
 
 def _held(points: dict[int, Tensor], kind: str, bandwidth: float | None, nfe: int, others: bool) -> Held:
-    h = sum(median_distance(x) for x in points.values()) / len(points) if bandwidth is None else bandwidth
+    h = common_bandwidth(points) if bandwidth is None else bandwidth
     targets = {g: Against(None, Law(*as_measure(x), log_z=0.0, bandwidth=h)) for g, x in points.items()}
     draws = min(map(len, points.values()))
     return Held(AgainstPrompts(targets, max(points) + 1), kind, draws, nfe, others)

@@ -226,7 +226,7 @@ class Reading:
     def _diversity(self, population: Population) -> dict[str, float | None]:
         """Of each group's texts, each as often as its weight asks for, so that equally weighted ones count once each."""
         k, rows = population.shape[1], []
-        drawn = resample.get("systematic")(population.weights, torch.full((population.shape[0], 1), 0.5, dtype=torch.float64))
+        drawn = _equally(population.weights)
         for i in torch.nonzero(population.ess > 0)[:, 0].tolist():
             texts = [population.samples[i][j] for j in drawn[i].tolist()]
             kernel = ngram_kernel(population.samples[i], 3 if self.characters else 1, characters=self.characters)
@@ -261,7 +261,7 @@ def _group(
     if against.data is not None:
         found |= {"mmd data": against.data.mmd(x, w), "swd data": against.data.sliced_wasserstein(x, w)}
     # A support knows no weights: as many draws as there are particles stand for them.
-    equal = x[resample.get("systematic")(w[None], torch.full((1, 1), 0.5, dtype=torch.float64))[0]]
+    equal = x[_equally(w[None])[0]]
     support, times = chain.support
     if min(len(x), len(support)) > NEIGHBOURS:
         found["precision"], found["recall"] = precision_recall(equal, support, NEIGHBOURS, weights_y=times)
@@ -275,6 +275,11 @@ def _group(
 def from_base(x: Tensor, w: Tensor, base: Law) -> dict[str, float | None]:
     """How far the plain model's draws are from weighted points (K, d), and the weighted share of the points where it draws any."""
     return {"mmd base": base.mmd(x, w), "precision base": base.precision(x, w)}
+
+
+def _equally(weights: Tensor) -> Tensor:
+    """(G, K) particles, each as often as its weight asks for, by equal steps: the same for the same weights."""
+    return resample.get("systematic")(weights, torch.full((len(weights), 1), 0.5, dtype=torch.float64))
 
 
 def _number(value: float | None) -> float:

@@ -20,7 +20,7 @@ from ..spelling import number_or_wish, split_list
 from ..task import Task, safe
 from .features import check, standard_bandwidth
 from .measure import Reading
-from .reference import References, draw, scorer
+from .reference import References, check_draws, draw, scorer
 from .rows import read
 from .tasks import tasks
 
@@ -82,8 +82,7 @@ class Bench:
         # What would be wrong for every row is no method's failure.
         if base.steps < 1 or base.groups == 0:
             raise ValueError(f"--steps and --groups take whole numbers ≥ 1, not {base.steps if base.steps < 1 else base.groups}")
-        if args.reference is not None and args.reference < 2 and args.reference != 0:
-            raise ValueError(f"--reference takes a number of base draws ≥ 2, or 0 for none, not {args.reference}")
+        check_draws(args.reference)
         written = split_list(args.methods) if args.methods else list(known.line_up or known.methods)
         if again := {text for text in written if written.count(text) > 1}:
             raise ValueError(f"--methods names {again.pop()!r} twice")

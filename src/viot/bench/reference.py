@@ -199,6 +199,17 @@ def quadrature(law: MixtureLaw, reward: Callable, lam: float, bandwidth: float, 
     return Law(*as_measure(x[kept], (log_w[kept] - log_z).exp()), log_z=float(log_z), bandwidth=bandwidth)
 
 
+def common_bandwidth(points: Mapping[int, Tensor]) -> float:
+    """The mean of the median distances within the base draws (n, d) of several prompts or groups."""
+    return sum(median_distance(x) for x in points.values()) / len(points)
+
+
+def check_draws(n: int | None, each: str = "") -> None:
+    """What --reference may be: one draw has no distance to another."""
+    if n is not None and n < 2 and n != 0:
+        raise ValueError(f"--reference takes a number of base draws{each} ≥ 2, or 0 for none, not {n}")
+
+
 class References:
     """What the answers of a bench are held against, for each reward and λ: made when first asked for, from the same base draws.
 
@@ -224,7 +235,7 @@ class References:
         known = getattr(model, "data_law", None)
         law = known() if callable(known) and kind == "points" and isinstance(samples, Tensor) and points[0].shape[1] == 2 else None
         self.law = law if isinstance(law, MixtureLaw) else None
-        h = sum(median_distance(x) for x in points.values()) / len(points) if bandwidth is None else bandwidth
+        h = common_bandwidth(points) if bandwidth is None else bandwidth
         self.base = {p: Law(*as_measure(x), log_z=0.0, bandwidth=h) for p, x in points.items()}
         self._scores: dict[str, dict[int, Tensor]] = {}
         self._made: dict[tuple[str, float], Against | AgainstPrompts] = {}

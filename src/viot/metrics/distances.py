@@ -36,11 +36,15 @@ def median_distance(x: Tensor, weights: Tensor | None = None, at_most: int = 200
     return float(distance[torch.searchsorted(mass, mass[-1:] / 2).clamp_max(len(mass) - 1)])
 
 
+def check_bandwidth(bandwidth: float) -> None:
+    if not 0 < bandwidth < float("inf"):
+        raise ValueError(f"the bandwidth of a kernel must be finite and > 0, not {bandwidth}")
+
+
 def kernel_mean(x: Tensor, y: Tensor, weights_x: Tensor | None = None, weights_y: Tensor | None = None, *, bandwidth: float) -> float:
     """Σ w_i v_j exp(−|x_i − y_j|² / 2h²), the terms of `mmd`: that of a reference against itself need be computed only once."""
     x, w, y, v = _pair(x, weights_x, y, weights_y)
-    if not 0 < bandwidth < float("inf"):
-        raise ValueError(f"the bandwidth of a kernel must be finite and > 0, not {bandwidth}")
+    check_bandwidth(bandwidth)
     # |x − y|² as a matrix product, about a common origin: far from it large squares would cancel.
     origin = v @ y
     x, y = (x - origin) / bandwidth, (y - origin) / bandwidth

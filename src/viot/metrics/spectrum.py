@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .distances import as_measure, kernel_mean
+from .distances import as_measure, check_bandwidth, kernel_mean
 
 #: Where a Gaussian density, and a Gaussian kernel, count as 0: exp(−8.5² / 2) is 2·10⁻¹⁶.
 ZERO = 8.5
@@ -30,8 +30,7 @@ class Spectrum:
         points, weights = as_measure(points, weights)
         if points.shape[1] > 2:
             raise ValueError(f"a spectrum is of one or two dimensions, not {points.shape[1]}: its grid grows with their power")
-        if not 0 < bandwidth < math.inf:
-            raise ValueError(f"the bandwidth of a kernel must be finite and > 0, not {bandwidth}")
+        check_bandwidth(bandwidth)
         low, high = points.amin(0), points.amax(0)
         self.bandwidth, self.centre, self.half = bandwidth, (low + high) / 2, (high - low) / 2 + ZERO * bandwidth
         # Two points of x may be `ZERO` beyond the reference on either side; the period of the grid is longer by another.

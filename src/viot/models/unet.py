@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,14 @@ class UNet:
         scheduler = getattr(diffusers, kind).from_pretrained(name, **found[1], **hub)
         model = cls(unet.float().to(device), scheduler, patch=patch, compile=compile, autocast=autocast)
         model.config |= {"name": name, "revision": revision}
+        return model
+
+    @classmethod
+    def embedded(cls, folder: Path, name: str, **settings: Any) -> UNet:
+        """A model that comes with the package, as a recipe exported it: its patch stands in training.json."""
+        patch = json.loads((folder / "training.json").read_text())["patch"]
+        model = cls.from_pretrained(folder, patch=patch, **settings)
+        model.config["name"] = name
         return model
 
     @property

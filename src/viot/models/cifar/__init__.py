@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,4 @@ FOLDER = Path(__file__).parent
 
 def load(**settings: Any) -> UNet:
     """The model cifar16. `settings` are those of `UNet.from_pretrained`: device, compile, autocast."""
-    patch = json.loads((FOLDER / "training.json").read_text())["patch"]
-    model = UNet.from_pretrained(FOLDER, patch=patch, **settings)
-    model.config["name"] = "cifar16"
-    return model
+    return UNet.embedded(FOLDER, "cifar16", **settings)
